@@ -1,0 +1,49 @@
+"""What can go wrong for a user, and the exit code that tells a script which kind it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """What the process tells its caller."""
+
+    OK = 0
+    BUG = 1
+    USAGE = 2  # usage, configuration or data
+    GATE = 3  # the run ended and a gate failed
+    RESOURCES = 4  # memory, disk, a lock held by another run
+    INTEGRITY = 5  # resume or hash mismatch
+    TRAINING = 6  # training stopped itself
+    INTERRUPTED = 130  # resumable
+
+
+class UserError(Exception):
+    """A fault that the user can mend: what is the case, and the way out."""
+
+    def __init__(self, message: str, hint: str = "", code: ExitCode = ExitCode.USAGE) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.code = code
+
+
+def raise_all(faults: Sequence[UserError]) -> None:
+    """Raise every fault found, as one error that lists them; with no faults, return."""
+    if not faults:
+        return
+    if len(faults) == 1:
+        raise faults[0]
+    lines = [f"{len(faults)} faults were found:"]
+    lines += [f"- {fault.message}" + (f" {fault.hint}" if fault.hint else "") for fault in faults]
+    raise UserError("\n".join(lines), code=max(fault.code for fault in faults))
+
+
+def did_you_mean(name: str, choices: Sequence[str]) -> str:
+    """One sentence that lists the choices for a mistyped name and points to the nearest."""
+    from difflib import get_close_matches
+
+    listed = f"Choose from: {', '.join(choices)}."
+    near = get_close_matches(name, choices, n=1)
+    return f'Did you mean "{near[0]}"? {listed}' if near else listed
