@@ -1,0 +1,131 @@
+"""The typed description of a run: what may be asked, and the defaults.
+
+No torch and no files here: a config is only checked against itself. `recipes` makes one from a file and flags.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+Auto = Literal["auto"]
+
+
+def _number(value: Any) -> Any:
+    """Read what YAML 1.1 takes for a string: `1e-5` has no dot, so its parser does not see a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+T = TypeVar("T")
+Number = Annotated[float, BeforeValidator(_number)]
+Positive = Annotated[Number, Field(gt=0)]
+Share = Annotated[Number, Field(ge=0, le=1)]
+Decay = Annotated[Number, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: frozen, and strict about names it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelConfig(Section):
+    """Which model, and how it is loaded."""
+
+    name: str
+    revision: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: str = "auto"
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+
+
+class ObjectiveConfig(Section):
+    """One objective: its data, its loss, and its turn in the cycle."""
+
+    data: str
+    loss: str
+    options: dict[str, Number] = {}
+    weight: Positive = 1.0
+    steps: Count = 1
+    lr_ratio: Positive = 1.0
+
+
+class DataConfig(Section):
+    """How rows become tokens."""
+
+    holdout: str | None = None
+    columns: Auto | dict[str, str] = "auto"
+    template: str = "auto"
+    max_length: Annotated[int, Field(ge=8)] = 512
+    refusals: str | None = None
+
+
+class OptimizerConfig(Section):
+    """Which optimizer, and its numbers. Null means: the optimizer's own default."""
+
+    name: str = "dualoptim+"
+    lr: Auto | Positive = "auto"
+    state_bits: Literal[8, 32] = 32
+    betas: tuple[Decay, Decay] | None = None
+    base_betas: tuple[Decay, Decay] | None = None
+    eps: Positive | None = None
+    weight_decay: Annotated[Number, Field(ge=0)] = 0.01
+    bridge: Share | None = None
+    guard: Literal["moments", "none"] | None = None
+    max_grad_norm: Positive | None = None
+
+
+class ScheduleConfig(Section):
+    """How long, how much at a time, and how the rate moves."""
+
+    mode: Literal["alternate", "joint"] = "alternate"
+    steps: Auto | Count = "auto"
+    batch_size: Count = 16
+    micro_batch_size: Auto | Count = "auto"
+    warmup: Share = 0.1
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+
+
+class CheckpointConfig(Section):
+    """How often the whole state is saved, and how many saves are kept."""
+
+    every: Auto | Annotated[int, Field(ge=0)] = "auto"
+    keep: Count = 1
+
+
+class EvalConfig(Section):
+    """What is measured before and after."""
+
+    rows: Literal["all"] | Count = 200
+    max_new_tokens: Count = 128
+    batch_size: Count = 32
+
+
+class RunConfig(Section):
+    """Everything a run can be told."""
+
+    model: ModelConfig
+    objectives: dict[str, ObjectiveConfig]
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    eval: EvalConfig = EvalConfig()
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="after")
+    def _joint_needs_one_state(self) -> RunConfig:
+        if self.schedule.mode == "joint" and not self.optimizer.name.startswith("adamw"):
+            raise ValueError(
+                f'schedule.mode: "joint" takes one step on the summed losses, so {self.optimizer.name} '
+                "has nothing to tell apart. Use optimizer.name=adamw, or schedule.mode=alternate."
+            )
+        return self

@@ -1,0 +1,104 @@
+"""What a run tells while it works: plain frozen facts that a panel draws and a file keeps.
+
+No event holds the text of a row; rows are named by number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseStarted:
+    """A part of the job begins: `name` as a person would say it, `total` units of work (0: not known)."""
+
+    name: str
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseAdvanced:
+    """`done` of the phase's units are finished."""
+
+    name: str
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseEnded:
+    """The phase took `seconds`."""
+
+    name: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Something the user should know: a choice made for them (`info`) or a `warning`."""
+
+    text: str
+    level: str = "info"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingStarted:
+    """Training begins at `first_step` (0, or where a checkpoint left off) and ends at `steps`."""
+
+    steps: int
+    first_step: int
+    objectives: tuple[str, ...]
+    turns: dict[str, int]  # steps of each objective in a cycle
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """One optimizer step.
+
+    `step` counts from 1. `losses` holds the objectives that had a part in it (one when they alternate, all when
+    joint), before weights; `lrs` the rate each of them ran at. `tokens` counts non-padding tokens.
+    `conflict` is the cosine of the objectives' directions, by layer in `conflict_by_layer`; None when not asked
+    at this step or not defined. `memory` is bytes: allocated on the GPU, or resident on a CPU.
+    """
+
+    step: int
+    losses: dict[str, float]
+    lrs: dict[str, float]
+    grad_norm: float
+    tokens: int
+    seconds: float
+    memory: int
+    conflict: float | None = None
+    conflict_by_layer: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSaved:
+    """The whole state at `step` is on disk at `path`."""
+
+    step: int
+    path: str
+    bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingEnded:
+    """Training is over after `step` steps; `finished` is False when it was interrupted."""
+
+    step: int
+    finished: bool
+
+
+Event = (
+    PhaseStarted
+    | PhaseAdvanced
+    | PhaseEnded
+    | Note
+    | TrainingStarted
+    | StepDone
+    | CheckpointSaved
+    | TrainingEnded
+)
+OnEvent = Callable[[Event], None]
