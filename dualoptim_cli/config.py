@@ -5,7 +5,7 @@ No torch and no files here: a config is only checked against itself. `recipes` m
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -22,8 +22,7 @@ def _number(value: Any) -> Any:
     return value
 
 
-T = TypeVar("T")
-Number = Annotated[float, BeforeValidator(_number)]
+Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Decay = Annotated[Number, Field(ge=0, lt=1)]
@@ -41,7 +40,8 @@ class ModelConfig(Section):
 
     name: str
     revision: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     device: str = "auto"
     gradient_checkpointing: bool = False
     trust_remote_code: bool = False

@@ -1,0 +1,236 @@
+"""A recipe and what overrides it, made into one checked config that remembers where each value came from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from dualoptim_cli.config import RunConfig
+from dualoptim_cli.errors import UserError, did_you_mean, raise_all
+
+Path_ = tuple[str, ...]  # the keys that lead to a value: ("optimizer", "lr")
+
+
+@dataclass(frozen=True)
+class Override:
+    """One value from outside the recipe: `keys` say where it goes, `origin` how the user spelled it."""
+
+    keys: Path_
+    value: Any
+    origin: str
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A checked config and the origin of each of its values, by dotted key."""
+
+    config: RunConfig
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+def recipe_folder() -> Path:
+    """The folder of the shipped recipes: inside the wheel, or beside the package in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "_recipes"
+    return inside if inside.is_dir() else package.parent / "recipes"
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Every shipped recipe by name."""
+    return {path.stem: path for path in sorted(recipe_folder().glob("*.yaml"))}
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe, given its path or its shipped name."""
+    if Path(name).suffix in {".yaml", ".yml"} or "/" in name:
+        path = Path(name)
+        if path.is_file():
+            return path
+        raise UserError(f"There is no recipe file {name}.", "`dualopt recipes list` shows the shipped ones.")
+    shipped = shipped_recipes()
+    if name in shipped:
+        return shipped[name]
+    raise UserError(f'There is no shipped recipe "{name}".', did_you_mean(name, list(shipped)))
+
+
+def parse_set(text: str) -> Override:
+    """Read `--set optimizer.lr=2e-5`; the value is YAML, so numbers, null and lists are written as there."""
+    key, equals, value = text.partition("=")
+    keys = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(keys):
+        raise UserError(f'--set "{text}" is not KEY=VALUE.', "Example: --set optimizer.lr=2e-5")
+    try:
+        return Override(keys, yaml.safe_load(value), f"--set {key}")
+    except yaml.YAMLError as error:
+        raise UserError(f'--set "{text}": the value is not YAML.', 'Quote it: --set key="text"') from error
+
+
+def resolve(recipe: str | None = None, overrides: Iterable[Override] = ()) -> Resolved:
+    """Merge defaults, a recipe and overrides (later ones win) into one checked config.
+
+    Raises UserError with every fault at once, each under the origin that the user knows it by.
+    """
+    values: dict[str, Any] = {}
+    origins: dict[Path_, str] = {}
+    if recipe is not None:
+        path = find_recipe(recipe)
+        values, origins = _read_recipe(path)
+    for override in overrides:
+        _put(values, override, origins)
+    try:
+        config = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise_all(_faults(error, origins))
+    return Resolved(config, {".".join(keys): _origin(keys, origins) for keys, _ in leaves(config.model_dump())})
+
+
+def leaves(values: Mapping[str, Any], above: Path_ = ()) -> Iterator[tuple[Path_, Any]]:
+    """Every value of a nested mapping with the keys that lead to it."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, (*above, str(key)))
+        else:
+            yield (*above, str(key)), value
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The config as a recipe that gives the same run again."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _read_recipe(path: Path) -> tuple[dict[str, Any], dict[Path_, str]]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        raise UserError(f"{where} is not YAML: {getattr(error, 'problem', None) or 'it cannot be parsed'}.") from error
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{path} is not a recipe: it cannot be parsed as YAML.") from error
+    if not isinstance(values, dict) or not isinstance(node, yaml.MappingNode):
+        raise UserError(f"{path} holds no settings.", "`dualopt recipes show demo` shows what one looks like.")
+    origins: dict[Path_, str] = {}
+    raise_all(list(_locate(node, path, (), origins)))
+    return values, origins
+
+
+def _locate(node: yaml.MappingNode, path: Path, above: Path_, origins: dict[Path_, str]) -> Iterator[UserError]:
+    """Note the line of every key; yield a fault for each key written twice, which YAML would silently drop."""
+    for key, value in node.value:
+        keys = (*above, str(key.value))
+        where = f"{path}:{key.start_mark.line + 1}"
+        if keys in origins:
+            yield UserError(f"{where}: {'.'.join(keys)} is set a second time (first at {origins[keys]}).")
+        origins[keys] = where
+        if isinstance(value, yaml.MappingNode):
+            yield from _locate(value, path, keys, origins)
+
+
+def _put(values: dict[str, Any], override: Override, origins: dict[Path_, str]) -> None:
+    place = values
+    for key in override.keys[:-1]:
+        inner = place.get(key)
+        if not isinstance(inner, dict):
+            inner = place[key] = {}
+        place = inner
+    place[override.keys[-1]] = override.value
+    for keys in [keys for keys in origins if keys[: len(override.keys)] == override.keys]:
+        del origins[keys]
+    origins[override.keys] = override.origin
+
+
+def _origin(keys: Path_, origins: Mapping[Path_, str]) -> str:
+    for end in range(len(keys), 0, -1):
+        if keys[:end] in origins:
+            return origins[keys[:end]]
+    return "default"
+
+
+def _faults(error: ValidationError, origins: Mapping[Path_, str]) -> list[UserError]:
+    """Pydantic's findings in the user's own spelling, one for each setting."""
+    found: dict[Path_, list[Mapping[str, Any]]] = {}
+    for detail in error.errors():
+        found.setdefault(_keys(detail["loc"]), []).append({**detail})
+    return [_fault(keys, details, origins) for keys, details in found.items()]
+
+
+def _keys(location: tuple[int | str, ...]) -> Path_:
+    """The setting's own keys: pydantic adds the name of the union's member that it tried."""
+    member = ("constrained-", "function-", "literal[", "dict[")
+    parts = (str(part) for part in location)
+    return tuple(part for part in parts if part not in {"float", "int", "str"} and not part.startswith(member))
+
+
+def _fault(keys: Path_, details: Sequence[Mapping[str, Any]], origins: Mapping[Path_, str]) -> UserError:
+    detail = details[-1]  # of a union's members, the last: the one that is not the word "auto"
+    kind = str(detail["type"])
+    origin = _origin(keys, origins)
+    where = "" if origin == "default" else f"{origin}: " if not origin.startswith("--set") else "--set "
+    name = ".".join(keys)
+    if kind == "extra_forbidden":
+        return UserError(f"{where}{name} is not a setting.", did_you_mean(keys[-1], _known(keys[:-1])))
+    if kind == "missing":
+        return UserError(f"{where}{name} is missing.", _MISSING.get(name, ""))
+    if kind == "value_error":
+        return UserError(f"{where}{detail['ctx']['error']}")
+    auto = ', nor "auto"' if len(details) > 1 else ""
+    return UserError(f'{where}{name}: "{_short(detail["input"])}" {_wrong(kind, detail)}{auto}.')
+
+
+_MISSING = {
+    "model": "Pass --model FOLDER_OR_HUB_NAME.",
+    "model.name": "Pass --model FOLDER_OR_HUB_NAME.",
+    "objectives": "Pass --forget FILE and --retain FILE.",
+}
+
+
+def _wrong(kind: str, detail: Mapping[str, Any]) -> str:
+    if kind in {"float_parsing", "float_type"}:
+        return "is not a number"
+    if kind.startswith(("int_", "int")):
+        return "is not a whole number"
+    if kind == "literal_error":
+        return f"is not one of {detail['ctx']['expected']}"
+    message = str(detail["msg"])
+    return message.removeprefix("Input ")
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _known(keys: Path_) -> list[str]:
+    """The settings that exist below `keys`."""
+    section: Any = RunConfig
+    for key in keys:
+        fields = getattr(section, "model_fields", {})
+        annotation = fields[key].annotation if key in fields else _inner_section(section)
+        section = _inner_section(annotation)
+    return list(getattr(section, "model_fields", {}))
+
+
+def _inner_section(annotation: Any) -> Any:
+    """The section inside `X | None` or `dict[str, X]`, or the annotation itself."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    sections = [part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+    return sections[0] if sections else annotation
+
+
+def check_names(names: Sequence[str], choices: Sequence[str], setting: str) -> list[UserError]:
+    """A fault for each name that is not among the choices."""
+    return [
+        UserError(f'{setting}: there is no "{name}".', did_you_mean(name, choices))
+        for name in names
+        if name not in choices
+    ]
