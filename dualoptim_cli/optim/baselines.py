@@ -1,0 +1,88 @@
+"""AdamW and bitsandbytes' AdamW8bit, told their objective like the others, with one state for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch.optim import AdamW, Optimizer
+
+from dualoptim_cli.errors import UserError
+from dualoptim_cli.optim.dual import ratios
+from dualoptim_cli.optim.partition import NamedParameters, partition
+
+
+class TakesTurns(Optimizer):
+    """Gives an ordinary optimizer an `objective`: it chooses the rate, and everything else is shared."""
+
+    objective: str | None = None
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take one step at the rate of the objective that was set."""
+        if self.objective is None:
+            raise RuntimeError('Whose gradients are these? Set optimizer.objective = "forget" (say) before step().')
+        rates = [group["lr"] for group in self.param_groups]
+        try:
+            for group in self.param_groups:
+                group["lr"] = group["lr"] * group["lr_ratio"].get(self.objective, 1.0)
+            return super().step(closure)
+        finally:
+            for group, rate in zip(self.param_groups, rates, strict=True):
+                group["lr"] = rate
+
+
+class AlternatingAdamW(TakesTurns, AdamW):
+    """torch.optim.AdamW that is told its objective."""
+
+
+def groups_with_ratios(
+    named_parameters: NamedParameters,
+    lr: float,
+    objective_lr: Mapping[str, float] | None,
+    weight_decay: float,
+) -> list[dict[str, Any]]:
+    """Decaying and not decaying parameters, each group with the rates of the objectives."""
+    groups = partition(named_parameters, weight_decay=weight_decay)
+    return [{**group, "lr_ratio": ratios(objective_lr, lr)} for group in groups]
+
+
+def adamw(
+    named_parameters: NamedParameters,
+    *,
+    lr: float,
+    objective_lr: Mapping[str, float] | None = None,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    maximize: bool = False,
+) -> Optimizer:
+    """torch.optim.AdamW; with objective "joint" on summed losses, or alternating on one shared state."""
+    groups = groups_with_ratios(named_parameters, lr, objective_lr, weight_decay)
+    return AlternatingAdamW(groups, lr=lr, betas=betas, eps=eps, maximize=maximize, fused=True)
+
+
+def adamw_8bit(
+    named_parameters: NamedParameters,
+    *,
+    lr: float,
+    objective_lr: Mapping[str, float] | None = None,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    weight_decay: float = 0.01,
+    min_8bit_size: int = 4096,
+) -> Optimizer:
+    """bitsandbytes' AdamW8bit. Raises UserError where bitsandbytes is not installed."""
+    try:
+        from bitsandbytes.optim.adamw import AdamW8bit
+    except ImportError as error:
+        raise UserError(
+            "optimizer.name: adamw-8bit needs bitsandbytes, which is not installed.",
+            'Install it with pip install "dualopt[bnb]", or use dualoptim+ with state_bits 8.',
+        ) from error
+
+    class AlternatingAdamW8bit(TakesTurns, AdamW8bit):
+        """bitsandbytes' AdamW8bit that is told its objective."""
+
+    groups = groups_with_ratios(named_parameters, lr, objective_lr, weight_decay)
+    build: Callable[..., Optimizer] = AlternatingAdamW8bit
+    return build(groups, lr=lr, betas=betas, eps=eps, min_8bit_size=min_8bit_size)
