@@ -1,0 +1,60 @@
+"""Logits and labels → likelihoods: the numbers that losses are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+TokenMeasure = Callable[[Tensor, Tensor], Tensor]
+"""(logits (tokens, vocabulary), the token that came (tokens,)) → one number per token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihood:
+    """How likely a model finds some answers, given their questions.
+
+    `nll` (rows, positions): negative log-likelihood of each token in nats, 0 where it is not counted.
+    `counted` (rows, positions): which tokens belong to the answer.
+    """
+
+    nll: Tensor
+    counted: Tensor
+
+    @property
+    def total(self) -> Tensor:
+        """N(y|x): the negative log-likelihood of each answer, summed over its tokens (rows,)."""
+        return self.nll.sum(dim=1)
+
+    @property
+    def mean(self) -> Tensor:
+        """n: the same divided by the answer's tokens (rows,); an answer without tokens has 0."""
+        return self.total / self.counted.sum(dim=1).clamp(min=1)
+
+
+def targets(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """What each position has to predict, and where that counts.
+
+    `labels` (rows, length), negative where a token is not counted. Returns the next token at every position but
+    the last (rows, length − 1), and the mask of those that count, of the same shape.
+    """
+    following = labels[:, 1:]
+    return following, following >= 0
+
+
+def in_rows(values: Tensor, counted: Tensor) -> Tensor:
+    """Put one number per counted token back in its place (rows, positions), zeros elsewhere."""
+    return values.new_zeros(counted.shape).masked_scatter(counted, values)
+
+
+def widen(logits: Tensor) -> Tensor:
+    """Logits in float32, or as they are where they are more precise."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def nll(logits: Tensor, target: Tensor) -> Tensor:
+    """Negative log-likelihood in nats of each target (tokens,) under its logits (tokens, vocabulary)."""
+    return functional.cross_entropy(logits, target, reduction="none")
