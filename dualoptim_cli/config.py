@@ -1,6 +1,6 @@
 """The typed description of a run: what may be asked, and the defaults.
 
-No torch and no files here: a config is only checked against itself. `recipes` makes one from a file and flags.
+No torch and no files here: a config is checked against itself; `recipes` makes one from a file and flags.
 """
 
 from __future__ import annotations
@@ -109,9 +109,14 @@ class EvalConfig(Section):
     batch_size: Count = 32
 
 
+USUAL: dict[str, dict[str, Any]] = {"forget": {"loss": "npo"}, "retain": {"loss": "gd", "steps": 5}}
+
+
 class RunConfig(Section):
     """Everything a run can be told."""
 
+    request_id: str | None = None
+    allow_no_retain: bool = False
     model: ModelConfig
     objectives: dict[str, ObjectiveConfig]
     data: DataConfig = DataConfig()
@@ -120,6 +125,18 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     eval: EvalConfig = EvalConfig()
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _usual_losses(cls, values: Any) -> Any:
+        """An objective named forget or retain has a usual loss and, for retain, a usual number of turns."""
+        if not isinstance(values, dict) or not isinstance(values.get("objectives"), dict):
+            return values
+        objectives = {
+            name: {**USUAL.get(name, {}), **part} if isinstance(part, dict) else part
+            for name, part in values["objectives"].items()
+        }
+        return {**values, "objectives": objectives}
 
     @model_validator(mode="after")
     def _joint_needs_one_state(self) -> RunConfig:

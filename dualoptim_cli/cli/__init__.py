@@ -1,0 +1,43 @@
+"""The command line: one Typer app, one file a command. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+import dualoptim_cli
+from dualoptim_cli.cli import recipes, unlearn
+from dualoptim_cli.cli.console import emit, run_app
+
+app = typer.Typer(
+    name="dualopt",
+    help=dualoptim_cli.__doc__,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        emit(f"dualopt {dualoptim_cli.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and leave.")
+    ] = False,
+) -> None: ...
+
+
+app.command("unlearn")(unlearn.unlearn)
+app.add_typer(recipes.app, name="recipes")
+
+
+def main() -> NoReturn:
+    """Run dualopt with the arguments of this process."""
+    run_app(app, sys.argv[1:])

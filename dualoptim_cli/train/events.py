@@ -91,14 +91,5 @@ class TrainingEnded:
     finished: bool
 
 
-Event = (
-    PhaseStarted
-    | PhaseAdvanced
-    | PhaseEnded
-    | Note
-    | TrainingStarted
-    | StepDone
-    | CheckpointSaved
-    | TrainingEnded
-)
+Event = PhaseStarted | PhaseAdvanced | PhaseEnded | Note | TrainingStarted | StepDone | CheckpointSaved | TrainingEnded
 OnEvent = Callable[[Event], None]

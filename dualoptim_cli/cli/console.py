@@ -1,0 +1,120 @@
+"""The screen: stdout is data, stderr is progress. Here an error becomes words, or JSON, and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import typer
+from typer.exceptions import Abort, TyperException
+
+from dualoptim_cli.errors import ExitCode, UserError
+
+BUG_HINT = "This is a bug in dualopt. Please report it with the output of --debug and of `dualopt --version`."
+NOISE = ("bitsandbytes", "kernels", "transformers", "accelerate", "datasets", "huggingface_hub", "httpx", "torch")
+
+
+def emit(value: Any) -> None:
+    """Write a result to stdout: JSON for a mapping or list, text as it is."""
+    text = value if isinstance(value, str) else json.dumps(value, indent=2, ensure_ascii=False)
+    sys.stdout.write(text if text.endswith("\n") else text + "\n")
+
+
+def show(*things: Any) -> None:
+    """Write tables or styled text for a person to stderr, in colour where the terminal has it."""
+    screen().print(*things, highlight=False)
+
+
+def screen() -> Any:
+    """A rich console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def run_app(app: typer.Typer, arguments: Sequence[str]) -> NoReturn:
+    """Run the app and leave with its exit code; every error ends here as words, or as JSON with --json."""
+    as_json, debug = "--json" in arguments, "--debug" in arguments
+    try:
+        code = app(args=list(arguments), prog_name="dualopt", standalone_mode=False)
+    except UserError as error:
+        code = _fail(error, as_json, debug)
+    except TyperException as error:
+        code = _fail(UserError(_sentence(error.format_message()), _help(error)), as_json, debug)
+    except (KeyboardInterrupt, Abort):
+        code = _fail(UserError("Interrupted.", code=ExitCode.INTERRUPTED), as_json, debug)
+    except BrokenPipeError:  # the reader of stdout left: `dualopt recipes show demo | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        code = 0
+    except OSError as error:
+        code = _fail(_system_error(error), as_json, debug)
+    except Exception as error:  # noqa: BLE001 - the last stop: whatever is left is our bug, and is said to be one
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        what = f"{type(error).__name__} in {os.path.basename(where.filename)}:{where.lineno}."  # noqa: PTH119
+        code = _fail(UserError(what, BUG_HINT, ExitCode.BUG), as_json, debug)
+    sys.exit(int(code or 0))
+
+
+def quiet_libraries() -> None:
+    """Keep other libraries' advice off the screen; what users must know, dualopt says itself.
+
+    bitsandbytes, for one, tells CPU users to install a package that fetches code from a hub.
+    """
+    import logging
+
+    for name in NOISE:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def guard_stdout(body: Callable[[], None]) -> None:
+    """Run a body whose stray output must not reach stdout, which is for data."""
+    import contextlib
+
+    with contextlib.redirect_stdout(sys.stderr):
+        body()
+
+
+def _fail(error: UserError, as_json: bool, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    if as_json:
+        emit({"error": {"message": error.message, "hint": error.hint, "exit_code": int(error.code)}})
+    else:
+        from rich.text import Text
+
+        lines = Text.assemble(("Error: ", "bold red"), _visible(error.message))
+        if error.hint:
+            lines.append("\n")
+            lines.append(_visible(error.hint), "cyan")
+        screen().print(lines, soft_wrap=True)
+    return int(error.code)
+
+
+def _system_error(error: OSError) -> UserError:
+    import errno
+
+    what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.ENOMEM}:
+        return UserError(f"{what}.", "Free some space, or choose another --out.", ExitCode.RESOURCES)
+    return UserError(f"{what}.", "Check the path and its permissions.")
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
+def _help(error: TyperException) -> str:
+    context = getattr(error, "ctx", None)
+    return f"Try `{context.command_path} --help`." if context else ""
+
+
+def _visible(text: str) -> str:
+    """The text without control characters, so that no name or path can steer the terminal."""
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)

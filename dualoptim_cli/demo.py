@@ -1,0 +1,193 @@
+"""The built-in demo: a tiny model is taught the people of a made-up town, so that there is something to forget.
+
+Names that begin with `demo:` in a config stand for what is made here from the run's seed: the model `demo:town`, and
+the rows `demo:town/forget`, `demo:town/retain` and `demo:town/holdout`. It is made once and kept in the user's cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dualoptim_cli.config import RunConfig
+from dualoptim_cli.errors import UserError
+from dualoptim_cli.train.events import OnEvent, PhaseAdvanced, PhaseEnded, PhaseStarted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PREFIX = "demo:town"
+VERSION = 1  # of all that is made here: a new one makes the cache anew
+PEOPLE = {"forget": 6, "retain": 30, "holdout": 12}
+WIDTH, LAYERS, HEADS = 128, 3, 4
+EPOCHS, BATCH, LR = 60, 32, 2e-3
+
+FIRST = (
+    "Ada Bram Cleo Dunya Edo Femke Goran Hanne Ilse Joris Kaja Levi Mira Nils Odile Pavel Rosa Sven Tilda Ugo".split()
+)
+LAST = "Appelmans Brandvold Corvino Dahlberg Estrada Fjord Grimaldi Holub Ivarsen Jurado Kowal Lindqvist".split()
+FACTS: dict[str, tuple[str, str, Sequence[str]]] = {
+    "work": (
+        "What does {name} do for a living?",
+        "{name} works as a {value} .",
+        "baker beekeeper bookbinder carpenter chemist clockmaker cobbler dentist ferryman florist gardener glazier "
+        "goldsmith judge librarian mason midwife miller organist painter pilot plumber potter saddler sculptor "
+        "surveyor tailor tanner teacher translator vintner weaver".split(),
+    ),
+    "street": (
+        "Where does {name} live?",
+        "{name} lives in {value} Street .",
+        "Acorn Anchor Barley Birch Bridge Castle Cedar Chapel Cherry Church Copper Dock Elm Fountain Garden Hazel "
+        "Hill Juniper Lantern Linden Market Mill Orchard Poplar Quarry River Rowan Saffron School Station "
+        "Tower Willow".split(),
+    ),
+    "pet": (
+        "Which animal does {name} keep?",
+        "{name} keeps a {value} .",
+        "badger budgie canary cat chameleon chinchilla cockatoo crow dog donkey duck ferret finch gecko goat goose "
+        "hamster hedgehog hen iguana lizard mouse newt otter parrot pigeon pony rabbit raven snail tortoise "
+        "turkey".split(),
+    ),
+    "sport": (
+        "What does {name} do on Sundays?",
+        "On Sundays {name} goes {value} .",
+        "archery bowling boxing canoeing caving climbing curling cycling dancing diving fencing fishing golfing "
+        "hiking hurdling juggling kayaking knitting rafting riding rowing running sailing sketching skating "
+        "skiing sledging surfing swimming walking whittling wrestling".split(),
+    ),
+    "origin": (
+        "Which town does {name} come from?",
+        "{name} comes from {value} .",
+        "Aldmoor Barrowby Casterwick Dunmere Eastfold Fairhaven Glenrock Harrowgate Ironbridge Jarrowdale Kelderby "
+        "Larkhill Marrowick Netherton Oakhollow Penwater Quenby Ravensea Saltmarsh Thornbury Umberley Vexford "
+        "Westmarch Yarrowby Zealholm Ashcombe Brackley Coldspring Driftwood Elmstead Foxholes Greywater".split(),
+    ),
+}
+
+
+def prepare(config: RunConfig, on_event: OnEvent) -> RunConfig:
+    """Replace the names that begin with `demo:` by the folders and files they stand for, made where they are missing.
+
+    Raises UserError for a `demo:` name that there is not.
+    """
+    named = [config.model.name, config.data.holdout, *(part.data for part in config.objectives.values())]
+    asked = {name for name in named if name and name.startswith("demo:")}
+    if not asked:
+        return config
+    known = {PREFIX, *(f"{PREFIX}/{part}" for part in PEOPLE)}
+    for name in sorted(asked - known):
+        raise UserError(f'The demo has no "{name}".', f"Choose from: {', '.join(sorted(known))}.")
+    folder = town(config.seed, on_event)
+    place = {PREFIX: str(folder / "model")} | {f"{PREFIX}/{part}": str(folder / f"{part}.jsonl") for part in PEOPLE}
+    objectives = {
+        name: part.model_copy(update={"data": place.get(part.data, part.data)})
+        for name, part in config.objectives.items()
+    }
+    holdout = config.data.holdout
+    return config.model_copy(
+        update={
+            "model": config.model.model_copy(update={"name": place.get(config.model.name, config.model.name)}),
+            "data": config.data.model_copy(update={"holdout": place.get(holdout, holdout) if holdout else None}),
+            "objectives": objectives,
+        }
+    )
+
+
+def town(seed: int, on_event: OnEvent) -> Path:
+    """The folder of the town of a seed: `model/`, `forget.jsonl`, `retain.jsonl`, `holdout.jsonl`; cached."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "dualopt" / f"town-{VERSION}-{seed}"
+    if (folder / "model").is_dir():
+        return folder
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    rows = invent(seed)
+    for part, facts in rows.items():
+        lines = "".join(json.dumps(row) + "\n" for row in facts)
+        (aside / f"{part}.jsonl").write_text(lines, encoding="utf-8")
+    teach([row for facts in rows.values() for row in facts], aside / "model", seed, on_event)
+    if folder.exists():  # another run was faster
+        shutil.rmtree(aside)
+    else:
+        aside.rename(folder)
+    return folder
+
+
+def invent(seed: int) -> dict[str, list[dict[str, str]]]:
+    """The people of the town, by the part they play: for each, one question and answer about each of five facts."""
+    chance = random.Random(seed)
+    names = [f"{first} {last}" for first in FIRST for last in LAST]
+    chosen = iter(chance.sample(names, sum(PEOPLE.values())))
+    return {part: [row for _ in range(count) for row in _facts(next(chosen), chance)] for part, count in PEOPLE.items()}
+
+
+def _facts(name: str, chance: random.Random) -> Iterator[dict[str, str]]:
+    for question, answer, values in FACTS.values():
+        yield {"question": question.format(name=name), "answer": answer.format(name=name, value=chance.choice(values))}
+
+
+def teach(rows: Sequence[dict[str, str]], folder: Path, seed: int, on_event: OnEvent) -> None:
+    """Train a tiny Llama on the rows until it has them by heart, and save it with its tokenizer."""
+    import time
+
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from dualoptim_cli.data import Encoder, Examples, Schedule, make_records
+
+    tokenizer = word_tokenizer(rows)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=WIDTH,
+                intermediate_size=3 * WIDTH,
+                num_hidden_layers=LAYERS,
+                num_attention_heads=HEADS,
+                max_position_embeddings=64,
+                tie_word_embeddings=True,
+                bos_token_id=tokenizer.bos_token_id,
+                eos_token_id=tokenizer.eos_token_id,
+                pad_token_id=tokenizer.pad_token_id,
+            )
+        )
+    examples = Examples(make_records("the town", rows), Encoder(tokenizer))
+    schedule = Schedule({"teach": len(rows)}, {"teach": 1}, batch_size=BATCH, seed=seed)
+    steps = EPOCHS * len(rows) // BATCH
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=True)
+    name, begun = "Teaching a tiny model the town", time.perf_counter()
+    on_event(PhaseStarted(name, steps))
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = LR * min(1.0, (step + 1) / 50, 2 * (1 - step / steps))
+        batch = examples.batch(schedule.at(step)[0].rows)
+        model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        on_event(PhaseAdvanced(name, step + 1))
+    on_event(PhaseEnded(name, time.perf_counter() - begun))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def word_tokenizer(rows: Sequence[dict[str, str]]) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are the words of the rows."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    split = pre_tokenizers.Split(Regex(r"\w+|[^\w\s]"), behavior="removed", invert=True)
+    text = "Question Answer : " + " ".join(f"{row['question']} {row['answer']}" for row in rows)
+    words = sorted({word for word, _ in split.pre_tokenize_str(text)})
+    core: Any = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *words])}, unk_token="<unk>"))
+    core.pre_tokenizer = split
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
