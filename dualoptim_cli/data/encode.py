@@ -1,0 +1,162 @@
+"""Record + tokenizer → tokens and labels. The only home of −100."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from dualoptim_cli.data.faults import Faults
+from dualoptim_cli.data.formats import BadRow
+from dualoptim_cli.data.records import Record
+from dualoptim_cli.data.templates import Rendered, choose_template
+from dualoptim_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+NOT_COUNTED = -100  # what torch's cross-entropy leaves out
+LongRows = Literal["cut", "split", "refuse"]
+Offsets = Sequence[tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A row as tokens. `runs` are the token ranges that the loss counts; `cut` tokens did not fit and are gone."""
+
+    ids: tuple[int, ...]
+    runs: tuple[tuple[int, int], ...]
+    cut: int = 0
+
+    @property
+    def labels(self) -> list[int]:
+        """The ids where they count, −100 elsewhere."""
+        labels = [NOT_COUNTED] * len(self.ids)
+        for start, end in self.runs:
+            labels[start:end] = self.ids[start:end]
+        return labels
+
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """What a model is given to write the (last) answer by itself."""
+        return self.ids[: self.runs[-1][0]]
+
+    @property
+    def answer_tokens(self) -> int:
+        """How many tokens count."""
+        return sum(end - start for start, end in self.runs)
+
+
+class Encoder:
+    """Writes records in a template and tokenises prompt and answer as one text.
+
+    A token that reaches over the boundary belongs to the answer. Of a plain text every token counts but the first,
+    which nothing predicts. Raises a UserError when the tokenizer is not a fast one or has no end-of-sequence token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        template: str = "auto",
+        max_length: int = 512,
+        long_rows: LongRows = "cut",
+    ) -> None:
+        if not tokenizer.is_fast:
+            raise UserError(
+                f"{type(tokenizer).__name__} is a slow tokenizer and cannot say where its tokens stand in the text.",
+                "Use a model folder with a tokenizer.json.",
+            )
+        if not isinstance(tokenizer.eos_token_id, int):
+            raise UserError("The tokenizer has no end-of-sequence token.", "Set eos_token in tokenizer_config.json.")
+        self.tokenizer = tokenizer
+        self.template = choose_template(tokenizer, template)
+        self.max_length = max_length
+        self.long_rows = long_rows
+        self.eos_id = tokenizer.eos_token_id
+        pad = tokenizer.pad_token_id
+        self.pad_id: int = pad if isinstance(pad, int) else self.eos_id
+        self._lead = _leading_ids(tokenizer)
+
+    def encode(self, records: Sequence[Record], answers: Sequence[str] | None = None) -> list[Encoded]:
+        """Tokens and labels of each record, its answer replaced where `answers` are given.
+
+        Raises one UserError with the place of every row that the template refuses or that leaves no answer
+        within `max_length` tokens.
+        """
+        faults = Faults("The data")
+        encoded = []
+        for record, whole in zip(records, self._tokenise(records, answers, faults), strict=True):
+            try:
+                encoded.append(self._fit(whole))
+            except BadRow as fault:
+                faults.add(fault.at(record.file, record.line))
+        faults.raise_all()
+        return encoded
+
+    def _fit(self, whole: Encoded) -> Encoded:
+        size, limit = len(whole.ids), self.max_length
+        if size <= limit:
+            return whole
+        if self.long_rows == "refuse":
+            raise BadRow(f"has {size} tokens, and data.max_length is {limit}", LENGTH_HINT)
+        if whole.runs[-1][0] >= limit:
+            raise BadRow(
+                f"has {whole.runs[-1][0]} tokens before the answer, and data.max_length is {limit}", LENGTH_HINT
+            )
+        runs = tuple((start, min(end, limit)) for start, end in whole.runs if start < limit)
+        return Encoded(whole.ids[:limit], runs, size - limit)
+
+    def _tokenise(self, records: Sequence[Record], answers: Sequence[str] | None, faults: Faults) -> list[Encoded]:
+        """Every record at its full length, in one call of the tokenizer."""
+        replaced: Sequence[str | None] = [None] * len(records) if answers is None else answers
+        rendered = []
+        for record, answer in zip(records, replaced, strict=True):
+            try:
+                rendered.append(self._render(record, answer))
+            except BadRow as fault:
+                faults.add(fault.at(record.file, record.line))
+        faults.raise_all()
+        texts = [each.text for each in rendered]
+        tokens = self.tokenizer(
+            texts,
+            add_special_tokens=False,
+            return_offsets_mapping=True,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        return [
+            self._count(ids, offsets, each)
+            for ids, offsets, each in zip(tokens["input_ids"], tokens["offset_mapping"], rendered, strict=True)
+        ]
+
+    def _render(self, record: Record, answer: str | None) -> Rendered:
+        if not record.prompt and not record.messages:
+            text = record.answer if answer is None else answer
+            return Rendered(text, ((0, len(text)),))
+        return self.template.render(record, answer)
+
+    def _count(self, ids: Sequence[int], offsets: Offsets, rendered: Rendered) -> Encoded:
+        starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
+        lead = len(self._lead)
+        runs = []
+        for begin, stop in rendered.answers:
+            first = lead + bisect_right(ends, begin)  # the first token that reaches into the answer
+            runs.append((max(first, 1), lead + bisect_left(starts, stop)))
+        if rendered.closed:
+            return Encoded((*self._lead, *ids), tuple(runs))
+        whole = (*self._lead, *ids, self.eos_id)
+        return Encoded(whole, (*runs[:-1], (runs[-1][0], len(whole))))
+
+
+LENGTH_HINT = "Raise data.max_length, shorten the row, or choose another data.long_rows."
+
+
+def _leading_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """What the tokenizer puts in front of every text by itself: mostly a beginning-of-sequence token, or nothing."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    full = tokenizer("a")["input_ids"]
+    starts = [start for start in range(len(full)) if full[start : start + len(bare)] == bare]
+    return tuple(full[: starts[0]]) if starts else ()

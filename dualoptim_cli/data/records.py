@@ -1,0 +1,295 @@
+"""Row → Record. The only file that knows column names."""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Any, Literal, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dualoptim_cli.data.faults import Faults
+from dualoptim_cli.data.formats import BadRow, decode_list, json_kind
+from dualoptim_cli.data.sources import Row, Rows, from_list, open_source
+from dualoptim_cli.errors import UserError, did_you_mean
+
+Kind = Literal["question-answer", "chat", "text"]
+
+PROMPTS = ("question", "prompt", "instruction", "query")
+ANSWERS = ("answer", "completion", "output", "response")
+ALTERNATIVES = ("paraphrased_answer", "perturbed_answer", "original_answer")
+ROLES = ("prompt", "context", "answer", "text", "messages", *ALTERNATIVES)
+CORE = frozenset({"prompt", "answer", "text", "messages"})
+SHAPES: dict[Kind, tuple[str, ...]] = {
+    "question-answer": ("prompt", "answer"),
+    "chat": ("messages",),
+    "text": ("text",),
+}
+SPEAKERS = ("system", "user", "assistant", "tool")
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+KNOWN_COLUMNS = (
+    "Rename the columns to question and answer, prompt and completion, instruction and output, messages, or text; "
+    "or name them by data.columns.prompt and data.columns.answer."
+)
+OVERLAP_HINT = "A row cannot be forgotten and kept: remove it from one of the two."
+EMPTY_HINT = "Fill it in or remove the row."
+CHAT_HINT = 'A chat is a list of {"role": "user" or "assistant", "content": text}, and the assistant has a say in it.'
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a chat."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One thing to forget or keep: what is asked, what is answered, and where it stands in the data.
+
+    A plain text has an empty prompt. Of a chat, `messages` holds all turns up to the last answer, `answer` that
+    answer and `prompt` what was said before. The alternatives are TOFU's: other wordings, wrong answers, and the
+    answer as a sentence.
+    """
+
+    prompt: str
+    answer: str
+    file: str
+    line: int
+    messages: tuple[Message, ...] = ()
+    paraphrased: tuple[str, ...] = ()
+    perturbed: tuple[str, ...] = ()
+    original: str | None = None
+
+    @property
+    def where(self) -> str:
+        """The row's name in errors and tables: `file:line`."""
+        return f"{self.file}:{self.line}"
+
+
+class Records(Sequence[Record]):
+    """A set of records that are made from their rows when asked for.
+
+    `name` is the source as the user wrote it, `columns` the column that serves each role, `notes` what the user
+    should know (one sentence each). `fingerprints` (int64, one a row) are equal where prompt and answer are, case
+    and spaces aside; they mean nothing outside this process.
+    """
+
+    def __init__(self, name: str, rows: Rows, columns: Mapping[str, str], fingerprints: array[int]) -> None:
+        self.name = name
+        self.columns = dict(columns)
+        self.fingerprints: NDArray[np.int64] = np.frombuffer(fingerprints, dtype=np.int64)
+        self.notes = (*rows.notes, *self._repetitions())
+        self._rows = rows
+
+    @property
+    def kind(self) -> Kind:
+        """Which of the three shapes all of these records have."""
+        if "messages" in self.columns:
+            return "chat"
+        return "text" if "text" in self.columns else "question-answer"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return to_record(self._rows[index % len(self)], self.columns)
+
+    def _repetitions(self) -> Iterator[str]:
+        repeated = len(self.fingerprints) - len(np.unique(self.fingerprints))
+        if repeated:
+            yield f"{self.name} says {repeated} of its {len(self.fingerprints)} rows twice."
+
+
+def check_overlap(forget: Records, retain: Records) -> None:
+    """Raise a UserError that lists rows which both sets hold, case and spaces aside; without any, return."""
+    faults = Faults(forget.name)
+    common = np.intersect1d(forget.fingerprints, retain.fingerprints)
+    for row in np.flatnonzero(np.isin(forget.fingerprints, common)):
+        kept = np.flatnonzero(retain.fingerprints == forget.fingerprints[row])[0]
+        ours, theirs = forget[int(row)], retain[int(kept)]
+        faults.add(UserError(f"{ours.where} is also {theirs.where} in {retain.name}.", OVERLAP_HINT))
+    faults.raise_all()
+
+
+def load_records(source: str, *, columns: Literal["auto"] | Mapping[str, str] = "auto") -> Records:
+    """Read a file, folder or dataset `name[:config][@split]` through once and keep the way back to each row.
+
+    `columns` maps roles (`prompt`, `answer`, `text`, …) to column names; what it does not name is found by rule.
+    Raises one UserError with every fault of the source, each with file and line.
+    """
+    return _collect(source, open_source(source), {} if columns == "auto" else columns)
+
+
+def make_records(name: str, rows: Sequence[Mapping[str, Any]]) -> Records:
+    """The same for rows that are already in memory; errors call them `name:1` and so on."""
+    return _collect(name, from_list(name, rows), {})
+
+
+def _collect(name: str, rows: Rows, named: Mapping[str, str]) -> Records:
+    faults = Faults(name)
+    scan = rows.scan()
+    head = list(islice(scan, 100))
+    columns = find_columns(name, [row.values for row in head if isinstance(row, Row)], named)
+    fingerprints = array("q")
+    for row in chain(head, scan):
+        if isinstance(row, UserError):
+            faults.add(row)
+            continue
+        try:
+            record = to_record(row, columns)
+        except BadRow as fault:
+            faults.add(fault.at(row.file, row.line))
+        else:
+            fingerprints.append(hash((fold(record.prompt), fold(record.answer))))
+    if not fingerprints and not faults:
+        faults.add(UserError(f"{name} has no rows.", "Put at least one row in it."))
+    faults.raise_all()
+    return Records(name, rows, columns, fingerprints)
+
+
+def find_columns(name: str, rows: Sequence[Mapping[str, Any]], named: Mapping[str, str]) -> dict[str, str]:
+    """Which column serves which role; raises a UserError that shows what was found when that is not clear."""
+    names = list(dict.fromkeys(column for row in rows for column in row))
+    if not names:
+        return dict(named)
+    _check_named(name, names, named)
+    found = _by_rule(names, named) | {role: [column] for role, column in named.items()}
+    asked = named.keys() & CORE
+    kinds = [kind for kind, roles in SHAPES.items() if asked <= {*roles} <= found.keys()]
+    if not kinds:
+        raise UserError(f"{name} has no {_missing(found)} ({show_columns(names)}).", KNOWN_COLUMNS)
+    roles = [role for kind in kinds for role in SHAPES[kind]]
+    if len(kinds) > 1 or any(len(found[role]) > 1 for role in roles):
+        several = [column for role in roles for column in found[role]]
+        raise UserError(
+            f"{name} can be read in more than one way ({show_columns(several)}).",
+            f"Say which columns count, for example data.columns.{roles[-1]}={several[-1]}.",
+        )
+    extra = ("context", *ALTERNATIVES) if kinds == ["question-answer"] else ()
+    return {role: found[role][0] for role in (*roles, *extra) if role in found}
+
+
+def _check_named(name: str, names: Sequence[str], named: Mapping[str, str]) -> None:
+    for role, column in named.items():
+        if role not in ROLES:
+            raise UserError(f'data.columns: "{role}" is no role of a column.', did_you_mean(role, ROLES))
+        if column not in names:
+            raise UserError(f'{name} has no column "{column}" ({show_columns(names)}).', "Check data.columns.")
+
+
+def _by_rule(names: Sequence[str], named: Mapping[str, str]) -> dict[str, list[str]]:
+    by_name = {column.strip().lower(): column for column in names}
+    rules = {"prompt": PROMPTS, "answer": ANSWERS, "text": ("text",), "messages": ("messages",)}
+    rules |= {role: (role,) for role in ALTERNATIVES}
+    if "instruction" in by_name and "prompt" not in named:
+        rules["context"] = ("input",)
+    found = {role: [by_name[known] for known in rule if known in by_name] for role, rule in rules.items()}
+    return {role: columns for role, columns in found.items() if columns}
+
+
+def _missing(found: Mapping[str, list[str]]) -> str:
+    for here, wanted in (("prompt", ANSWERS), ("answer", PROMPTS)):
+        if here in found:
+            return f'"{wanted[0]}" to go with its "{found[here][0]}"'
+    return "columns that are known"
+
+
+def show_columns(names: Sequence[str]) -> str:
+    """Column names for an error, unless they look like the text of a row (a CSV file without header)."""
+    if all(re.fullmatch(r"\w[\w.-]{0,39}", name) for name in names):
+        return f"columns: {', '.join(names)}"
+    return f"{len(names)} columns, not shown since they may be the text of a row"
+
+
+def to_record(row: Row, columns: Mapping[str, str]) -> Record:
+    """Read one row by its columns; raises BadRow when it is not what they promise."""
+    values, file, line = row
+    if "messages" in columns:
+        return _chat(row, columns["messages"])
+    if "text" in columns:
+        return Record("", _text(values, columns["text"]), file, line)
+    prompt = _text(values, columns["prompt"])
+    if context := values.get(columns.get("context", "")):
+        prompt = f"{prompt}\n{_checked(context, columns['context'])}"
+    answer = _text(values, columns["answer"])
+    if not columns.keys() & {*ALTERNATIVES}:
+        return Record(prompt, answer, file, line)
+    paraphrased, perturbed, original = (_texts(values, columns.get(role)) for role in ALTERNATIVES)
+    return Record(
+        prompt, answer, file, line, paraphrased=paraphrased, perturbed=perturbed, original=next(iter(original), None)
+    )
+
+
+def _text(values: Mapping[str, Any], column: str) -> str:
+    try:
+        value = values[column]
+    except KeyError:
+        raise BadRow(
+            f'has no "{column}" ({show_columns(list(values))})', "Rename the column, or name it by data.columns."
+        ) from None
+    return _checked(value, column)
+
+
+def _checked(value: Any, column: str) -> str:
+    if not isinstance(value, str):
+        if value is None:
+            raise BadRow(f'has an empty "{column}"', EMPTY_HINT)
+        raise BadRow(f'has {json_kind(value)} in "{column}", not text', "Put it in quotes.")
+    if not value or value.isspace():
+        raise BadRow(f'has an empty "{column}"', EMPTY_HINT)
+    if not value.isascii() and SURROGATE.search(value):
+        raise BadRow(f'has half a character (a lone surrogate) in "{column}"', "Write the text again as UTF-8.")
+    return value
+
+
+def _texts(values: Mapping[str, Any], column: str | None) -> tuple[str, ...]:
+    """The texts of an optional column: none, one, or a list (in CSV, a JSON list)."""
+    value = values.get(column) if column else None
+    if column is None or value is None or value == "":
+        return ()
+    if isinstance(value, str):
+        value = decode_list(value) if value.startswith("[") else [value]
+    if not isinstance(value, list):
+        raise BadRow(f'has {json_kind(value)} in "{column}", not texts', "Make it a text or a list of texts.")
+    return tuple(_checked(text, column) for text in value)
+
+
+def _chat(row: Row, column: str) -> Record:
+    turns = row.values.get(column)
+    if isinstance(turns, str):
+        turns = decode_list(turns)
+    if not isinstance(turns, list) or not turns:
+        raise BadRow(f'has no list of turns in "{column}"', CHAT_HINT)
+    messages = [_message(turn, number) for number, turn in enumerate(turns, 1)]
+    while messages and messages[-1].role != "assistant":
+        messages.pop()
+    if not messages:
+        raise BadRow(f'has no turn of the assistant in "{column}"', CHAT_HINT)
+    prompt = "\n".join(message.content for message in messages[:-1])
+    return Record(prompt, messages[-1].content, row.file, row.line, messages=tuple(messages))
+
+
+def _message(turn: Any, number: int) -> Message:
+    if not isinstance(turn, dict) or turn.get("role") not in SPEAKERS:
+        raise BadRow(f"has a turn (number {number}) without a role that is known", CHAT_HINT)
+    return Message(turn["role"], _text(turn, "content"))
+
+
+def fold(text: str) -> str:
+    """The text without what case and spaces say."""
+    return " ".join(text.casefold().split())

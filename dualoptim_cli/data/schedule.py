@@ -1,0 +1,98 @@
+"""Step → objective and rows: a pure function of (seed, step). The only file that knows frequencies.
+
+Nothing is drawn in advance and nothing remembered, so a run that resumes at step t needs only t.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+Mode = Literal["alternate", "joint"]
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one objective does in one step: the rows it learns from."""
+
+    objective: str
+    rows: tuple[int, ...]
+
+
+class Schedule:
+    """Whose turn it is at each step, and on which rows.
+
+    `sizes` holds the number of rows and `turns` the steps in a cycle of each objective, in the order in which they
+    take them. Alternating, a step belongs to one objective; joint, every step belongs to all. A turn takes the
+    next `batch_size` rows of its objective's own stream (all rows, of a smaller set): one shuffled pass over
+    the set after the other, each in an order that follows from (seed, objective, pass).
+    """
+
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        turns: Mapping[str, int],
+        *,
+        batch_size: int,
+        seed: int,
+        mode: Mode = "alternate",
+    ) -> None:
+        assert turns.keys() == sizes.keys()
+        assert all(size > 0 for size in sizes.values())
+        self.sizes = dict(sizes)
+        self.turns = dict(turns)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.mode = mode
+        self.cycle = tuple(name for name, steps in turns.items() for _ in range(steps))
+        self._orders: dict[str, tuple[int, np.ndarray[Any, np.dtype[np.int64]]]] = {}
+
+    def at(self, step: int) -> tuple[Turn, ...]:
+        """The turns of `step` (from 0): one when alternating, one for each objective when joint."""
+        if self.mode == "joint":
+            return tuple(Turn(name, self._rows(name, step)) for name in self.sizes)
+        name = self.cycle[step % len(self.cycle)]
+        return (Turn(name, self._rows(name, self.turns_before(name, step))),)
+
+    def turns_before(self, objective: str, step: int) -> int:
+        """How many turns the objective has taken when `step` (from 0) begins."""
+        if self.mode == "joint":
+            return step
+        cycles, place = divmod(step, len(self.cycle))
+        return cycles * self.turns[objective] + self.cycle[:place].count(objective)
+
+    def rows_a_turn(self, objective: str) -> int:
+        """How many rows the objective takes at once."""
+        return min(self.batch_size, self.sizes[objective])
+
+    def rows_used(self, objective: str, steps: int) -> set[int]:
+        """The rows that a run of `steps` steps will draw for the objective."""
+        drawn = self.turns_before(objective, steps) * self.rows_a_turn(objective)
+        size = self.sizes[objective]
+        return set(range(size)) if drawn >= size else set(self._order(objective, 0)[:drawn].tolist())
+
+    def _rows(self, objective: str, turn: int) -> tuple[int, ...]:
+        size, count = self.sizes[objective], self.rows_a_turn(objective)
+        epoch, start = divmod(turn * count, size)
+        rows = self._order(objective, epoch)[start : start + count].tolist()
+        if len(rows) < count:
+            rows += self._order(objective, epoch + 1)[: count - len(rows)].tolist()
+        return tuple(rows)
+
+    def _order(self, objective: str, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The order of one pass; only the last one asked for is kept."""
+        kept = self._orders.get(objective)
+        if kept is None or kept[0] != epoch:
+            kept = epoch, _permutation(self.sizes[objective], (self.seed, zlib.crc32(objective.encode()), epoch))
+            self._orders[objective] = kept
+        return kept[1]
+
+
+def _permutation(size: int, key: tuple[int, int, int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    # NumPy promises the raw stream of a bit generator for all versions, but not what its shuffles make of it.
+    raw = np.random.PCG64(np.random.SeedSequence(key)).random_raw(size)
+    return np.argsort(raw, kind="stable")
