@@ -1,0 +1,241 @@
+"""Events → a live panel in a terminal, or plain lines without one.
+
+`python -m dualoptim_cli.report.live` rehearses the panel with a made-up run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from types import TracebackType
+from typing import IO
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from dualoptim_cli.report import charts, panel, text
+from dualoptim_cli.report.progress import TRAINING, Progress
+from dualoptim_cli.report.rehearsal import rehearse
+from dualoptim_cli.train.events import (
+    CheckpointSaved,
+    Event,
+    Note,
+    PhaseAdvanced,
+    PhaseEnded,
+    PhaseStarted,
+    StepDone,
+    TrainingEnded,
+    TrainingStarted,
+)
+
+Clock = Callable[[], float]
+FRAME_SECONDS = 0.25
+MOST_OF_THE_RUN = 0.01  # share of the time that drawing may take: a slow terminal is drawn on less often
+
+
+class LivePanel:
+    """Takes events and keeps one panel up to date on a terminal; notes are printed above it and stay.
+
+    A context manager: a thread draws while it is entered, and the terminal is as it was when it is left, however
+    that happens. The last state of the panel remains on screen.
+    """
+
+    def __init__(
+        self, console: Console, *, title: str = "dualopt", subtitle: str = "", clock: Clock = time.monotonic
+    ) -> None:
+        self._console = console
+        self._title, self._subtitle = title, subtitle
+        self._clock = clock
+        self._progress = Progress(clock())
+        self._notes: deque[Note] = deque(maxlen=40)  # to print again when the terminal changes its size
+        self._glyphs = charts.UNICODE if console.encoding.startswith("utf") else charts.ASCII
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._size = console.size
+        self._live = Live(self, console=console, auto_refresh=False, redirect_stdout=False, vertical_overflow="crop")
+        self._thread = threading.Thread(target=self._keep_drawing, name="panel", daemon=True)
+
+    def __enter__(self) -> LivePanel:
+        self._live.start(refresh=True)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._progress.over = True
+        self._live.stop()
+
+    def __call__(self, event: Event) -> None:
+        """Take an event: constant time, no drawing, but for a note."""
+        with self._lock:
+            self._progress.take(event, self._clock())
+        if isinstance(event, Note):
+            self._notes.append(event)
+            with suppress(OSError):  # a terminal that has gone away must not end the run
+                self._say(event)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width, height = console.size
+        frame = panel.Frame(width, height - 1, self._title, self._subtitle, self._glyphs)
+        with self._lock:
+            drawn = panel.draw(self._progress, frame, self._clock())
+        yield drawn
+
+    def _keep_drawing(self) -> None:
+        pause = FRAME_SECONDS
+        while not self._stop.wait(pause):
+            begun = time.thread_time()
+            with suppress(OSError):
+                self._redraw()
+            pause = max(FRAME_SECONDS, (time.thread_time() - begun) / MOST_OF_THE_RUN)
+
+    def _redraw(self) -> None:
+        """Draw the panel anew; after a change of size on a clean screen, since the old lines have wrapped."""
+        if self._console.size != self._size:
+            self._size = self._console.size
+            self._console.clear()
+            for note in self._notes:
+                self._say(note)
+        self._live.refresh()
+
+    def _say(self, note: Note) -> None:
+        """Print a note above the panel, as a paragraph that hangs from its mark."""
+        warns = note.level == "warning"
+        mark = Text(self._glyphs.warning, "bold dark_orange3") if warns else Text(self._glyphs.note, panel.QUIET)
+        grid = Table.grid(padding=(0, 1))
+        grid.add_row(mark, Text(text.safe(note.text)))
+        self._console.print(grid)
+
+
+class PlainLines:
+    """Takes events and writes plain lines, for logs and pipes: aligned, easy to grep, no control codes.
+
+    Of steps and phase progress it writes at most one line every `seconds`; what begins or ends, always.
+    """
+
+    def __init__(self, stream: IO[str], *, seconds: float = 10.0, clock: Clock = time.monotonic) -> None:
+        self._stream = stream
+        self._seconds = seconds
+        self._clock = clock
+        self._progress = Progress(clock())
+        self._due = clock()
+
+    def __enter__(self) -> PlainLines:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is open, so nothing is closed."""
+
+    def __call__(self, event: Event) -> None:
+        """Take an event, and write the line it is worth, if any."""
+        now = self._clock()
+        self._progress.take(event, now)
+        for kind, words in self._lines(event, now):
+            self._write(f"{text.clock(now - self._progress.began):>7}  {kind:<8}{text.safe(words)}")
+
+    def _lines(self, event: Event, now: float) -> Iterator[tuple[str, str]]:
+        match event:
+            case Note():
+                yield ("warning" if event.level == "warning" else "note"), event.text
+            case PhaseStarted():
+                self._due = now + self._seconds
+                yield "begin", event.name
+            case PhaseAdvanced() if self._is_due(now):
+                yield "at", self._phase(now)
+            case PhaseEnded():
+                yield "end", f"{event.name} ({text.took(event.seconds)})"
+            case TrainingStarted():
+                self._due = now
+                turns = " ".join(f"{name}:{count}" for name, count in event.turns.items())
+                yield (
+                    "begin",
+                    f"{TRAINING}, {event.steps - event.first_step} steps of {event.batch_size} rows ({turns})",
+                )
+            case StepDone() if self._is_due(now) or self._is_last(event):
+                yield "step", self._step(event, now)
+            case CheckpointSaved():
+                yield "saved", f"step {event.step}, {text.size(event.bytes)}, {event.path}"
+            case TrainingEnded():
+                name, seconds = self._progress.ended[-1]
+                yield "end", f"{name} ({text.took(seconds)}){'' if event.finished else ', interrupted'}"
+
+    def _is_due(self, now: float) -> bool:
+        if now < self._due:
+            return False
+        self._due = now + self._seconds
+        return True
+
+    def _is_last(self, event: StepDone) -> bool:
+        return self._progress.training is not None and event.step == self._progress.training.steps
+
+    def _phase(self, now: float) -> str:
+        if not self._progress.open:
+            return ""
+        phase = self._progress.open[-1]
+        return f"{phase.name} {_count(phase.done, phase.total)}{_left(self._progress.left(now))}"
+
+    def _step(self, event: StepDone, now: float) -> str:
+        known = self._progress
+        total = known.training.steps if known.training else 0
+        losses = "".join(f"  {name} {text.loss(item.shown):>7}" for name, item in known.objectives.items() if item.seen)
+        conflict = "" if known.conflict is None else f"  conflict {text.signed(known.conflict)}"
+        rates = "/".join(dict.fromkeys(text.rate(item.rate) for item in known.objectives.values() if item.seen))
+        speed = text.thousands(known.tokens_per_second or 0)
+        return (
+            f"{_count(event.step, total)}{losses}{conflict}  lr {rates}"
+            f"  {speed} tokens/s  {text.size(event.memory)}{_left(known.left(now))}"
+        )
+
+    def _write(self, line: str) -> None:
+        encoding = getattr(self._stream, "encoding", None) or "utf-8"
+        self._stream.write(line.encode(encoding, "backslashreplace").decode(encoding) + "\n")
+        self._stream.flush()
+
+
+def _count(done: int, total: int) -> str:
+    if not total:
+        return str(done)
+    return f"{done:>{len(str(total))}}/{total} {100 * done // total:3d}%"
+
+
+def _left(seconds: float | None) -> str:
+    return "" if seconds is None else f"  {text.clock(seconds)} left"
+
+
+def watch(console: Console, *, title: str = "dualopt", subtitle: str = "") -> LivePanel | PlainLines:
+    """The listener that fits the console: the panel on a terminal that can move its cursor, else plain lines."""
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LivePanel(console, title=title, subtitle=subtitle)
+    return PlainLines(console.file)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Rehearse the panel with a made-up run."""
+    parser = argparse.ArgumentParser(prog="python -m dualoptim_cli.report.live", description=main.__doc__)
+    parser.add_argument("--speed", type=float, default=4.0, help="times as fast as a real run (default: 4)")
+    parser.add_argument("--steps", type=int, default=180)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--plain", action="store_true", help="plain lines, as without a terminal")
+    chosen = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    watcher = PlainLines(sys.stderr) if chosen.plain else watch(console, title="dualopt", subtitle="a made-up run")
+    with watcher:
+        for seconds, event in rehearse(chosen.steps, chosen.layers):
+            time.sleep(seconds / chosen.speed)
+            watcher(event)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""A made-up run as events: for looking at the panel, and for timing and testing it. Nothing is trained."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+
+from dualoptim_cli.train.events import (
+    CheckpointSaved,
+    Event,
+    Note,
+    PhaseAdvanced,
+    PhaseEnded,
+    PhaseStarted,
+    StepDone,
+    TrainingEnded,
+    TrainingStarted,
+)
+
+STEP_SECONDS = 0.2
+TURNS = {"forget": 1, "retain": 5}
+
+
+def rehearse(steps: int = 180, layers: int = 4, seed: int = 0) -> Iterator[tuple[float, Event]]:
+    """Yield seconds to wait and the event that then happens, from loading to the measurement after."""
+    yield 0.0, PhaseStarted("loading")
+    yield 1.2, PhaseEnded("loading", 1.2)
+    yield 0.0, Note("lr auto: 3e-4, for full-parameter training at a width of 192.")
+    yield 0.0, Note("This tokenizer has no chat template; prompts read “Question: … Answer: ”.")
+    yield from _phase("measuring before", 600, 6.0)
+    yield 0.0, TrainingStarted(steps, 0, tuple(TURNS), dict(TURNS), 16)
+    yield from _steps(steps, layers, random.Random(seed))
+    yield 0.0, TrainingEnded(steps, finished=True)
+    yield from _phase("measuring after", 600, 6.0)
+
+
+def _phase(name: str, total: int, seconds: float) -> Iterator[tuple[float, Event]]:
+    yield 0.0, PhaseStarted(name, total)
+    for done in range(20, total + 1, 20):
+        yield seconds * 20 / total, PhaseAdvanced(name, done)
+    yield 0.0, PhaseEnded(name, seconds)
+
+
+def _steps(steps: int, layers: int, chance: random.Random) -> Iterator[tuple[float, Event]]:
+    names = ["embeddings", *(str(index) for index in range(layers)), "norm", "head"]
+    for step in range(1, steps + 1):
+        share = step / steps
+        objective = "forget" if step % 6 == 1 else "retain"
+        level = _forget(share) if objective == "forget" else _retain(share)
+        measured = step % 10 == 0
+        by_layer = {name: _cosine(share, place / len(names), chance) for place, name in enumerate(names)}
+        yield (
+            STEP_SECONDS,
+            StepDone(
+                step=step,
+                losses={objective: level * chance.uniform(0.85, 1.15)},
+                lrs={objective: 3e-4 * min(share / 0.1, (1 - share) / 0.9 + 1e-3)},
+                grad_norm=0.4 + chance.random(),
+                tokens=chance.randint(700, 900),
+                seconds=STEP_SECONDS,
+                memory=612_000_000,
+                conflict=sum(by_layer.values()) / len(by_layer) if measured else None,
+                conflict_by_layer=by_layer if measured else {},
+            ),
+        )
+        if step % 60 == 0:
+            yield 0.0, CheckpointSaved(step, f"checkpoints/step-{step}", 62_000_000, 0.3)
+        if step == steps // 2:
+            yield 0.0, Note("Memory was short: 8 rows at a time now, same effective batch.", "warning")
+
+
+def _forget(share: float) -> float:
+    return 0.7 + 6 * (1 - math.exp(-4 * share))
+
+
+def _retain(share: float) -> float:
+    return 0.08 + 1.4 * math.exp(-((share - 0.25) ** 2) / 0.02)
+
+
+def _cosine(share: float, place: float, chance: random.Random) -> float:
+    drift = 0.35 - 1.4 * share * math.sin(2.2 * place + 0.4)
+    return max(-1.0, min(1.0, drift + chance.uniform(-0.05, 0.05)))
