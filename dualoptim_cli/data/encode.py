@@ -79,6 +79,14 @@ class Encoder:
         self.pad_id: int = pad if isinstance(pad, int) else self.eos_id
         self._lead = _leading_ids(tokenizer)
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know about how rows are written."""
+        if self.template.name == "plain":
+            return ()
+        told = "the tokenizer's chat template" if self.template.name == "chat" else self.template.name
+        return (f"Rows are written as chats, by {told}.",)
+
     def encode(self, records: Sequence[Record], answers: Sequence[str] | None = None) -> list[Encoded]:
         """Tokens and labels of each record, its answer replaced where `answers` are given.
 

@@ -77,14 +77,17 @@ class Records(Sequence[Record]):
     """A set of records that are made from their rows when asked for.
 
     `name` is the source as the user wrote it, `columns` the column that serves each role, `notes` what the user
-    should know (one sentence each). `fingerprints` (int64, one a row) are equal where prompt and answer are, case
-    and spaces aside; they mean nothing outside this process.
+    should know (one sentence each). One number a row: `lengths` in characters, and `fingerprints`, equal where
+    prompt and answer are, case and spaces aside (they mean nothing outside this process).
     """
 
-    def __init__(self, name: str, rows: Rows, columns: Mapping[str, str], fingerprints: array[int]) -> None:
+    def __init__(
+        self, name: str, rows: Rows, columns: Mapping[str, str], fingerprints: array[int], lengths: array[int]
+    ) -> None:
         self.name = name
         self.columns = dict(columns)
         self.fingerprints: NDArray[np.int64] = np.frombuffer(fingerprints, dtype=np.int64)
+        self.lengths: NDArray[np.int64] = np.frombuffer(lengths, dtype=np.int64)
         self.notes = (*rows.notes, *self._repetitions())
         self._rows = rows
 
@@ -110,9 +113,13 @@ class Records(Sequence[Record]):
         return to_record(self._rows[index % len(self)], self.columns)
 
     def _repetitions(self) -> Iterator[str]:
-        repeated = len(self.fingerprints) - len(np.unique(self.fingerprints))
-        if repeated:
-            yield f"{self.name} says {repeated} of its {len(self.fingerprints)} rows twice."
+        size = len(self.fingerprints)
+        first = np.unique(self.fingerprints, return_index=True)[1]
+        if len(first) < size:
+            again = np.ones(size, dtype=bool)
+            again[first] = False
+            place = self[int(again.argmax())].where
+            yield f"{size - len(first)} of {size} rows of {self.name} repeat an earlier one (the first: {place})."
 
 
 def check_overlap(forget: Records, retain: Records) -> None:
@@ -145,7 +152,7 @@ def _collect(name: str, rows: Rows, named: Mapping[str, str]) -> Records:
     scan = rows.scan()
     head = list(islice(scan, 100))
     columns = find_columns(name, [row.values for row in head if isinstance(row, Row)], named)
-    fingerprints = array("q")
+    fingerprints, lengths = array("q"), array("q")
     for row in chain(head, scan):
         if isinstance(row, UserError):
             faults.add(row)
@@ -156,10 +163,11 @@ def _collect(name: str, rows: Rows, named: Mapping[str, str]) -> Records:
             faults.add(fault.at(row.file, row.line))
         else:
             fingerprints.append(hash((fold(record.prompt), fold(record.answer))))
+            lengths.append(len(record.prompt) + len(record.answer))
     if not fingerprints and not faults:
         faults.add(UserError(f"{name} has no rows.", "Put at least one row in it."))
     faults.raise_all()
-    return Records(name, rows, columns, fingerprints)
+    return Records(name, rows, columns, fingerprints, lengths)
 
 
 def find_columns(name: str, rows: Sequence[Mapping[str, Any]], named: Mapping[str, str]) -> dict[str, str]:

@@ -6,13 +6,16 @@ Nothing is drawn in advance and nothing remembered, so a run that resumes at ste
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 Mode = Literal["alternate", "joint"]
+Order = NDArray[np.int64]
+POOL = 8  # batches among which rows of like length are put together
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,9 @@ class Schedule:
     `sizes` holds the number of rows and `turns` the steps in a cycle of each objective, in the order in which they
     take them. Alternating, a step belongs to one objective; joint, every step belongs to all. A turn takes the
     next `batch_size` rows of its objective's own stream (all rows, of a smaller set): one shuffled pass over
-    the set after the other, each in an order that follows from (seed, objective, pass).
+    the set after the other, each in an order that follows from (seed, objective, pass). With `lengths` (any
+    measure of length, one a row), rows that stand near each other in that order trade places so that those of a
+    batch are of like length, which spares padding; the batches themselves stay shuffled.
     """
 
     def __init__(
@@ -40,6 +45,7 @@ class Schedule:
         batch_size: int,
         seed: int,
         mode: Mode = "alternate",
+        lengths: Mapping[str, Sequence[int] | NDArray[np.int64]] | None = None,
     ) -> None:
         assert turns.keys() == sizes.keys()
         assert all(size > 0 for size in sizes.values())
@@ -49,7 +55,8 @@ class Schedule:
         self.seed = seed
         self.mode = mode
         self.cycle = tuple(name for name, steps in turns.items() for _ in range(steps))
-        self._orders: dict[str, tuple[int, np.ndarray[Any, np.dtype[np.int64]]]] = {}
+        self._lengths = {name: np.asarray(each) for name, each in (lengths or {}).items()}
+        self._orders: dict[str, tuple[int, Order]] = {}
 
     def at(self, step: int) -> tuple[Turn, ...]:
         """The turns of `step` (from 0): one when alternating, one for each objective when joint."""
@@ -83,16 +90,35 @@ class Schedule:
             rows += self._order(objective, epoch + 1)[: count - len(rows)].tolist()
         return tuple(rows)
 
-    def _order(self, objective: str, epoch: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def _order(self, objective: str, epoch: int) -> Order:
         """The order of one pass; only the last one asked for is kept."""
         kept = self._orders.get(objective)
         if kept is None or kept[0] != epoch:
-            kept = epoch, _permutation(self.sizes[objective], (self.seed, zlib.crc32(objective.encode()), epoch))
+            kept = epoch, self._shuffled(objective, epoch)
             self._orders[objective] = kept
         return kept[1]
 
+    def _shuffled(self, objective: str, epoch: int) -> Order:
+        size, count = self.sizes[objective], self.rows_a_turn(objective)
+        key = (self.seed, zlib.crc32(objective.encode()), epoch)
+        order = _permutation(size, key)
+        if objective not in self._lengths or count == 1:
+            return order
+        # The rows that fill up the last batch of the pass before, and those left for the pass behind, stay as drawn.
+        first = -epoch * size % count
+        last = first + (size - first) // count * count
+        pools = [order[at : min(at + POOL * count, last)] for at in range(first, last, POOL * count)]
+        alike = [_like_lengths(pool, self._lengths[objective], count, (*key, n)) for n, pool in enumerate(pools)]
+        return np.concatenate([order[:first], *alike, order[last:]])
 
-def _permutation(size: int, key: tuple[int, int, int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+
+def _like_lengths(pool: Order, lengths: NDArray[np.int64], count: int, key: tuple[int, ...]) -> Order:
+    """The pool's rows, sorted by length, in batches of `count`, the batches shuffled."""
+    batches = pool[np.argsort(lengths[pool], kind="stable")].reshape(-1, count)
+    return batches[_permutation(len(batches), key)].reshape(-1)
+
+
+def _permutation(size: int, key: tuple[int, ...]) -> Order:
     # NumPy promises the raw stream of a bit generator for all versions, but not what its shuffles make of it.
     raw = np.random.PCG64(np.random.SeedSequence(key)).random_raw(size)
     return np.argsort(raw, kind="stable")
