@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from dualoptim_cli.data.encode import NOT_COUNTED, Encoded, Encoder
-from dualoptim_cli.data.records import Records
+from dualoptim_cli.data.records import Record, Records
+from dualoptim_cli.data.windows import Windows, left_whole, splits
+from dualoptim_cli.errors import UserError
 
 CACHED_ROWS = 8192
 
@@ -50,38 +55,78 @@ def _pad(values: Sequence[int], width: int, filler: int) -> list[int]:
 
 
 class Examples:
-    """A set of records bound to an encoder: rows by number → batches. What was encoded lately is kept."""
+    """A set of records bound to an encoder: examples by number → batches. What was encoded lately is kept.
+
+    An example is a record, or a window of one where long rows are split.
+    """
 
     def __init__(self, records: Records, encoder: Encoder) -> None:
         self.records = records
         self.encoder = encoder
+        self._windows = Windows(records, encoder) if splits(records, encoder) else None
         self._cache: dict[tuple[int, str | None], Encoded] = {}
+        self._cut: dict[int, int] = {}
 
     def __len__(self) -> int:
-        return len(self.records)
+        return len(self.records if self._windows is None else self._windows)
+
+    @property
+    def lengths(self) -> NDArray[np.int64] | None:
+        """Characters of each example, where they differ; windows are all alike."""
+        return self.records.lengths if self._windows is None else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What became of long rows so far, one sentence each."""
+        name, length = self.records.name, self.encoder.max_length
+        if self._windows is not None:
+            return (f"{name}: {len(self.records)} rows became {len(self)} windows of up to {length} tokens.",)
+        notes = []
+        if left_whole(self.records, self.encoder):
+            notes.append(f"{name} is too large to be split unasked; data.long_rows=split does so.")
+        if self._cut:
+            lost = sum(self._cut.values())
+            notes.append(f"{name}: {len(self._cut)} rows were cut to {length} tokens, which took off {lost}.")
+        return tuple(notes)
+
+    def record(self, row: int) -> Record:
+        """The record that the example is, or begins in."""
+        return self.records[row if self._windows is None else self._windows.row(row)]
 
     def encode(self, rows: Sequence[int], answers: Sequence[str] | None = None) -> list[Encoded]:
-        """Tokens and labels of the rows, in their order, with other answers where given."""
+        """Tokens and labels of the examples, in their order, with other answers where given.
+
+        A window has no answer that could be replaced: asking for that is a UserError.
+        """
+        if self._windows is not None:
+            if answers is not None:
+                raise UserError(
+                    f"{self.records.name} is split into windows, so its answers cannot be replaced.",
+                    "Choose another objective, or data.long_rows=cut.",
+                )
+            return [self._windows[row] for row in rows]
         keys = list(zip(rows, answers if answers is not None else [None] * len(rows), strict=True))
         missing = [key for key in dict.fromkeys(keys) if key not in self._cache]
-        if not missing:
-            return [self._cache[key] for key in keys]
-        records = [self.records[row] for row, _ in missing]
-        new = self.encoder.encode(records, None if answers is None else [str(answer) for _, answer in missing])
-        fresh = dict(zip(missing, new, strict=True))
+        fresh = dict(zip(missing, self._encode(missing), strict=True)) if missing else {}
         found = [fresh[key] if key in fresh else self._cache[key] for key in keys]
         self._keep(fresh)
         return found
 
     def batch(self, rows: Sequence[int], answers: Sequence[str] | None = None) -> Batch:
-        """The rows as one padded batch."""
+        """The examples as one padded batch."""
         return collate(self.encode(rows, answers), self.encoder.pad_id)
 
     def answer_tokens(self, rows: Sequence[int]) -> int:
-        """How many tokens of the rows the loss counts."""
+        """How many tokens of the examples the loss counts."""
         return sum(row.answer_tokens for row in self.encode(rows))
+
+    def _encode(self, keys: Sequence[tuple[int, str | None]]) -> list[Encoded]:
+        replaced = [answer for _, answer in keys if answer is not None]
+        encoded = self.encoder.encode([self.records[row] for row, _ in keys], replaced or None)
+        self._cut |= {row: each.cut for (row, _), each in zip(keys, encoded, strict=True) if each.cut}
+        return encoded
 
     def _keep(self, fresh: dict[tuple[int, str | None], Encoded]) -> None:
         self._cache |= fresh
-        for key in list(self._cache)[: max(0, len(self._cache) - CACHED_ROWS)]:
+        for key in list(islice(self._cache, max(0, len(self._cache) - CACHED_ROWS))):
             del self._cache[key]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 NOT_COUNTED = -100  # what torch's cross-entropy leaves out
-LongRows = Literal["cut", "split", "refuse"]
+LongRows = Literal["auto", "cut", "split", "refuse"]
 Offsets = Sequence[tuple[int, int]]
 
 
@@ -52,7 +52,10 @@ class Encoder:
     """Writes records in a template and tokenises prompt and answer as one text.
 
     A token that reaches over the boundary belongs to the answer. Of a plain text every token counts but the first,
-    which nothing predicts. Raises a UserError when the tokenizer is not a fast one or has no end-of-sequence token.
+    which nothing predicts. `long_rows` says what becomes of rows over `max_length` tokens; `stride` is how many
+    tokens behind the last a window begins, where they are split (by default one less than `max_length`, so that
+    the token a window begins with is the last of the one before). Raises a UserError when the tokenizer is not a
+    fast one or has no end-of-sequence token.
     """
 
     def __init__(
@@ -61,7 +64,8 @@ class Encoder:
         *,
         template: str = "auto",
         max_length: int = 512,
-        long_rows: LongRows = "cut",
+        long_rows: LongRows = "auto",
+        stride: int | None = None,
     ) -> None:
         if not tokenizer.is_fast:
             raise UserError(
@@ -74,6 +78,9 @@ class Encoder:
         self.template = choose_template(tokenizer, template)
         self.max_length = max_length
         self.long_rows = long_rows
+        self.stride = max_length - 1 if stride is None else stride
+        if not 0 < self.stride < max_length:
+            raise UserError(f"data.stride is {stride}.", f"Make it 1 to {max_length - 1}, less than data.max_length.")
         self.eos_id = tokenizer.eos_token_id
         pad = tokenizer.pad_token_id
         self.pad_id: int = pad if isinstance(pad, int) else self.eos_id
@@ -95,7 +102,7 @@ class Encoder:
         """
         faults = Faults("The data")
         encoded = []
-        for record, whole in zip(records, self._tokenise(records, answers, faults), strict=True):
+        for record, whole in zip(records, self._tokenise(records, answers), strict=True):
             try:
                 encoded.append(self._fit(whole))
             except BadRow as fault:
@@ -116,29 +123,31 @@ class Encoder:
         runs = tuple((start, min(end, limit)) for start, end in whole.runs if start < limit)
         return Encoded(whole.ids[:limit], runs, size - limit)
 
-    def _tokenise(self, records: Sequence[Record], answers: Sequence[str] | None, faults: Faults) -> list[Encoded]:
+    def _tokenise(self, records: Sequence[Record], answers: Sequence[str] | None) -> list[Encoded]:
         """Every record at its full length, in one call of the tokenizer."""
         replaced: Sequence[str | None] = [None] * len(records) if answers is None else answers
-        rendered = []
+        rendered, faults = [], Faults("The data")
         for record, answer in zip(records, replaced, strict=True):
             try:
                 rendered.append(self._render(record, answer))
             except BadRow as fault:
                 faults.add(fault.at(record.file, record.line))
         faults.raise_all()
-        texts = [each.text for each in rendered]
+        bounded = any(each.answers != ((0, len(each.text)),) for each in rendered)
         tokens = self.tokenizer(
-            texts,
+            [each.text for each in rendered],
             add_special_tokens=False,
-            return_offsets_mapping=True,
+            return_offsets_mapping=bounded,
             return_attention_mask=False,
             return_token_type_ids=False,
             verbose=False,
         )
-        return [
-            self._count(ids, offsets, each)
-            for ids, offsets, each in zip(tokens["input_ids"], tokens["offset_mapping"], rendered, strict=True)
-        ]
+        offsets = tokens["offset_mapping"] if bounded else [()] * len(rendered)
+        return [self._count(*row) for row in zip(tokens["input_ids"], offsets, rendered, strict=True)]
+
+    def whole(self, records: Sequence[Record]) -> list[Encoded]:
+        """Tokens and labels of each record at its full length, however long."""
+        return self._tokenise(records, None)
 
     def _render(self, record: Record, answer: str | None) -> Rendered:
         if not record.prompt and not record.messages:
@@ -150,13 +159,14 @@ class Encoder:
         starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
         lead = len(self._lead)
         runs = []
-        for begin, stop in rendered.answers:
+        for begin, stop in rendered.answers if offsets else ():
             first = lead + bisect_right(ends, begin)  # the first token that reaches into the answer
             runs.append((max(first, 1), lead + bisect_left(starts, stop)))
         if rendered.closed:
             return Encoded((*self._lead, *ids), tuple(runs))
         whole = (*self._lead, *ids, self.eos_id)
-        return Encoded(whole, (*runs[:-1], (runs[-1][0], len(whole))))
+        first = runs.pop()[0] if runs else max(lead, 1)
+        return Encoded(whole, (*runs, (first, len(whole))))
 
 
 LENGTH_HINT = "Raise data.max_length, shorten the row, or choose another data.long_rows."
