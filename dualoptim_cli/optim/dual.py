@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cache
+from importlib.util import find_spec
 from itertools import chain, pairwise
+from shutil import which
 from typing import Any
 
 import torch
@@ -12,12 +16,18 @@ from torch.optim import Optimizer
 
 from dualoptim_cli.errors import UserError, did_you_mean
 from dualoptim_cli.optim import rules, storage
+from dualoptim_cli.optim.rounding import as_int32, noise_key, round_stochastically
 from dualoptim_cli.optim.rules import Numbers, weights
 
 Cells = tuple[tuple[storage.Cell, ...], ...]  # for each average of a rule, its delta and its base
 
 RULES: dict[str, rules.Rule] = {"adam": rules.adam, "muon": rules.momentum}
-EAGER_PIECE = 1 << 16  # elements at a time: all that a step touches stays in the cache
+UNSIGNED = {"v.base"}  # every other cell is, or may become, negative
+
+# Elements at a time. Eager pieces keep all that a step touches in the cache; compiled ones only bound what the
+# compiler may allocate; below COMPILED_LEAST, calling compiled code costs more than it saves.
+EAGER_PIECE, COMPILED_PIECE, COMPILED_LEAST = 1 << 16, 1 << 20, 1 << 12
+COMPILE_PAYS = 1 << 25  # elements in all, from which "auto" compiles on a CPU: docs/optimizer.md has the measurement
 
 
 def advance(
@@ -26,6 +36,7 @@ def advance(
     grad: Tensor,
     cells: Cells,
     numbers: Numbers,
+    noise: Tensor | None,
     *,
     guard: str,
     maximize: bool,
@@ -35,18 +46,26 @@ def advance(
     It does not know how many bits a cell has.
     """
     length = target.numel()
-    dtype = working_dtype(target)
+    dtype = torch.promote_types(target.dtype, torch.float32)
     averages = tuple(tuple(storage.load(cell, length) for cell in average) for average in cells)
     g = -grad.to(dtype) if maximize else grad.to(dtype)
     result, updated = rule(target.to(dtype), g, averages, numbers, guard=guard)
     for cell, values in zip(chain(*cells), chain(*updated), strict=True):
         storage.save(cell, values)
-    target.copy_(result)
+    target.copy_(result if noise is None else round_stochastically(result, noise))
 
 
-def working_dtype(tensor: Tensor) -> torch.dtype:
-    """The precision that a tensor's step is computed in: float32, or its own if that is finer."""
-    return torch.promote_types(tensor.dtype, torch.float32)
+def advance_packed(
+    rule: rules.Rule, target: Tensor, grad: Tensor, cells: Cells, packed: Tensor, noise: Tensor | None, **static: Any
+) -> None:
+    """`advance` with its numbers in a tensor: the form that is compiled, once for all lengths and numbers."""
+    advance(rule, target, grad, cells, Numbers.unpacked(packed), noise, **static)
+
+
+@cache
+def compiled() -> Callable[..., None]:
+    """`advance_packed` in compiled form; made at its first call."""
+    return torch.compile(advance_packed, dynamic=True, fullgraph=True)
 
 
 def pieces(length: int, size: int) -> Iterator[tuple[int, int]]:
@@ -65,7 +84,7 @@ class DualOptimizer(Optimizer):
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._objective: str | None = None
         objective_lr = defaults.pop("objective_lr", None)
-        defaults["lr_ratio"] = ratios(objective_lr, defaults["lr"])
+        defaults |= {"lr_ratio": ratios(objective_lr, defaults["lr"]), "compiled": None}
         check_settings(defaults)
         super().__init__(params, defaults)
 
@@ -105,44 +124,55 @@ class DualOptimizer(Optimizer):
                 loss = closure()
         if self._objective is None:
             raise RuntimeError('Whose gradients are these? Set optimizer.objective = "forget" (say) before step().')
+        self._settle_path()
+        tensor = 0
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None and p.numel():
-                    self._step_one(p, group, self._objective)
+                    self._step_one(p, p.grad, group, self._objective, tensor)
+                tensor += 1
         return loss
 
-    def _step_one(self, p: Tensor, group: dict[str, Any], objective: str) -> None:
-        if p.grad is None or p.grad.is_sparse:
+    def _settle_path(self) -> None:
+        """Choose compiled or eager once, from settings and sizes, and keep it: their last bits differ."""
+        unsettled = [group for group in self.param_groups if group["compiled"] is None]
+        settled = [group["compiled"] for group in self.param_groups if group["compiled"] is not None]
+        for group in unsettled:
+            every = [p for group in self.param_groups for p in group["params"]]
+            group["compiled"] = settled[0] if settled else compile_pays(group["compile"], every)
+
+    def _step_one(self, p: Tensor, grad: Tensor, group: dict[str, Any], objective: str, tensor: int) -> None:
+        if grad.is_sparse:
             raise RuntimeError("DualOptimizer takes dense gradients only: set sparse=False on the embedding.")
-        rule = RULES[group["rule"]]
         state = self.state[p]
         names = (objective, "base") if group["bridge"] else (objective,)
         for name in names:
             if f"seen.{name}" not in state:
-                state[f"seen.{name}"] = torch.zeros((), dtype=torch.int64)
-                for moment in rules.MOMENTS[rule]:
-                    storage.create(state, f"{moment}.{name}", p, working_dtype(p))
-        moments = rules.MOMENTS[rule]
-        cells = tuple(tuple(storage.cell(state, f"{moment}.{name}") for name in names) for moment in moments)
-        seen = int(state[f"seen.{objective}"])
-        base_seen = int(state["seen.base"]) if group["bridge"] else 0
-        numbers = step_numbers(group, objective, seen, base_seen)
-        target, grad = p.detach().reshape(-1), p.grad.reshape(-1)
-        for start, stop in pieces(p.numel(), EAGER_PIECE):
-            part = tuple(tuple(storage.piece(c, start, stop) for c in average) for average in cells)
-            advance(
-                rule,
-                target[start:stop],
-                grad[start:stop],
-                part,
-                numbers,
-                guard=group["guard"],
-                maximize=group["maximize"],
-            )
+                begin(state, name, p, group)
+        seen = {name: int(state[f"seen.{name}"]) for name in names}
+        whole_cells = cells_of(state, RULES[group["rule"]], names)
+        numbers = step_numbers(group, objective, seen)
+        target, flat_grad = p.detach().reshape(-1), grad.reshape(-1)
+        key = self._noise_key(p, group, tensor)
+        for start, stop in pieces(p.numel(), COMPILED_PIECE if group["compiled"] else eager_piece(p)):
+            noise = None if key is None else torch.tensor([key, as_int32(start)], dtype=torch.int32).to(p.device)
+            part = tuple(tuple(storage.piece(cell, start, stop) for cell in cells) for cells in whole_cells)
+            where = (RULES[group["rule"]], target[start:stop], flat_grad[start:stop], part)
+            static = {"guard": group["guard"], "maximize": group["maximize"]}
+            if group["compiled"] and stop - start >= COMPILED_LEAST:
+                compiled()(*where, numbers.packed(target), noise, **static)
+            else:
+                advance(*where, numbers, noise, **static)
         if not p.is_contiguous():
             p.copy_(target.view(p.shape))
         for name in names:
             state[f"seen.{name}"] += 1
+
+    def _noise_key(self, p: Tensor, group: dict[str, Any], tensor: int) -> int | None:
+        if p.dtype != torch.bfloat16 or not group["stochastic_rounding"]:
+            return None
+        steps = sum(int(seen) for key, seen in self.state[p].items() if key.startswith("seen."))
+        return noise_key(group["seed"], steps, tensor)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state as it was saved, bit for bit (torch's own would cast it to the parameters' dtype)."""
@@ -160,14 +190,46 @@ class DualOptimizer(Optimizer):
         return {**super().__getstate__(), "_objective": self._objective}
 
 
-def step_numbers(group: dict[str, Any], objective: str, seen: int, base_seen: int) -> Numbers:
+def begin(state: dict[str, Tensor], name: str, p: Tensor, group: dict[str, Any]) -> None:
+    """Give a parameter a delta for an objective, or its base: all zero, the clock at zero."""
+    bits = 8 if group["state_bits"] == 8 and p.numel() >= group["min_8bit_size"] else 32
+    state[f"seen.{name}"] = torch.zeros((), dtype=torch.int64)
+    for moment in rules.MOMENTS[RULES[group["rule"]]]:
+        key = f"{moment}.{name}"
+        storage.create(state, key, p, bits=bits, signed=key not in UNSIGNED)
+
+
+def cells_of(state: Mapping[str, Tensor], rule: rules.Rule, names: tuple[str, ...]) -> Cells:
+    """The cells that a step reads and writes: for each moment of the rule, those of these names."""
+    keys = [[f"{moment}.{name}" for name in names] for moment in rules.MOMENTS[rule]]
+    return tuple(tuple(storage.cell(state, key, signed=key not in UNSIGNED) for key in row) for row in keys)
+
+
+def step_numbers(group: dict[str, Any], objective: str, seen: dict[str, int]) -> Numbers:
     """The numbers of one step from a group's settings and the clocks before it."""
     lr = float(group["lr"]) * group["lr_ratio"].get(objective, 1.0)
-    m, v = (
-        weights(beta, base_beta, seen=seen, base_seen=base_seen, bridge=group["bridge"])
-        for beta, base_beta in zip(group["betas"], group["base_betas"], strict=True)
-    )
+    clocks = {"seen": seen[objective], "base_seen": seen.get("base", 0), "bridge": group["bridge"]}
+    m, v = (weights(*pair, **clocks) for pair in zip(group["betas"], group["base_betas"], strict=True))
     return Numbers(lr=lr, keep=1 - lr * group["weight_decay"], eps=group["eps"], m=m, v=v)
+
+
+def eager_piece(p: Tensor) -> int:
+    """How many elements eager code takes at a time: a cacheful on a CPU, more where every call is a launch."""
+    return EAGER_PIECE if p.device.type == "cpu" else COMPILED_PIECE
+
+
+def compile_pays(asked: bool | str, params: list[Tensor]) -> bool:
+    """Whether to take the compiled path: as asked, or for "auto" by the number of elements."""
+    device = params[0].device.type
+    if device == "cuda":
+        possible = find_spec("triton") is not None
+    else:
+        possible = device == "cpu" and any(map(which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
+    if asked == "auto":
+        return possible and (device == "cuda" or sum(p.numel() for p in params) >= COMPILE_PAYS)
+    if asked and not possible:
+        raise UserError(f"compile: there is no compiler for {device} at hand.", 'Use compile="auto" or False.')
+    return bool(asked)
 
 
 def ratios(objective_lr: Mapping[str, float] | None, lr: float) -> dict[str, float]:

@@ -1,0 +1,47 @@
+"""Writing float32 results to bfloat16 parameters so that small updates survive on average.
+
+bfloat16 keeps 8 significant bits: at lr 1e-5 rounding to nearest discards most updates. Rounding up with the
+probability that the remainder deserves is unbiased.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+WORD = 0xFFFFFFFF
+
+
+def as_int32(word: int) -> int:
+    """The signed number with the same 32 bits."""
+    return ((word & WORD) ^ 0x80000000) - 0x80000000
+
+
+MULTIPLIERS = as_int32(0x7FEB352D), as_int32(0x846CA68B)  # the "lowbias32" integer hash of C. Wellons
+
+
+def hashed(x: Tensor) -> Tensor:
+    """Scramble the bits of int32 numbers; the same on every device, in whatever pieces."""
+    x = (x ^ (x >> 16 & 0xFFFF)) * MULTIPLIERS[0]
+    x = (x ^ (x >> 15 & 0x1FFFF)) * MULTIPLIERS[1]
+    return x ^ (x >> 16 & 0xFFFF)
+
+
+def noise_key(seed: int, step: int, tensor: int) -> int:
+    """One int32 for all the random bits of one tensor at one step."""
+    key = torch.zeros((), dtype=torch.int32)
+    for number in (seed, step, tensor):
+        key = hashed(key ^ as_int32(number))
+    return int(key)
+
+
+def round_stochastically(values: Tensor, noise: Tensor) -> Tensor:
+    """Round float32 to bfloat16, up or down at random in proportion to the distance.
+
+    `noise` is int32 (key, index of the first element); an element's random bits depend on these and on its
+    own index alone. Infinities and NaN stay what they are.
+    """
+    index = torch.arange(values.numel(), dtype=torch.int32, device=values.device) + noise[1]
+    random = hashed(index ^ noise[0]) & 0xFFFF
+    rounded = (values.view(torch.int32) + random) & as_int32(0xFFFF0000)
+    return torch.where(values.isfinite(), rounded.view(torch.float32), values).bfloat16()
