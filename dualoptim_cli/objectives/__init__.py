@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf, isfinite
 from typing import Any, Literal
 
 from dualoptim_cli.config import ObjectiveConfig
@@ -15,29 +16,106 @@ from dualoptim_cli.objectives import forget, retain
 class Objective:
     """A loss, and what it takes to compute it.
 
-    `loss` is called with what it `needs`, by these names, and with its options.
-    `needs`: likelihoods now of the row's `answer` or of a `refusal` of its question; the summed likelihoods
-    `answer_reference`, `refusal_reference` before unlearning.
-    `defaults`: the options and their values.
-    `unit`: what sums of the loss are divided by: the answer `tokens` of the effective batch, or its `rows`.
+    `loss` is called with what it `needs`, by these names, and with its `defaults` or what the user put in their
+    place. None is no loss at all: nothing is trained.
+    `needs`: a `Likelihood` of the row's `answer`, of a `refusal` or of an `alternative` answer that the model
+    wrote itself; `logits`, `target`, `activations` at every counted token; `direction`, a random unit vector. With
+    `_reference` behind it: the same under the model before unlearning, of likelihoods their sums alone.
+    `settings`: options too, but of how these are made, not of the loss.
+    `unit`: what sums of the loss are divided by: the counted `tokens` of the effective batch, or its `rows`.
     """
 
-    loss: Callable[..., Any]
+    loss: Callable[..., Any] | None
     needs: frozenset[str] = frozenset({"answer"})
     defaults: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, float] = field(default_factory=dict)
     unit: Literal["tokens", "rows"] = "tokens"
+
+    @property
+    def options(self) -> dict[str, float]:
+        """All that a user can set, with its default."""
+        return {**self.defaults, **self.settings}
+
+    @property
+    def compares_whole(self) -> bool:
+        """Whether the model before unlearning must stay at hand, since its distributions or activations are used."""
+        return bool(self.needs & {"logits_reference", "activations_reference"})
 
 
 FORGET: dict[str, Objective] = {
     "ga": Objective(forget.ga),
-    "npo": Objective(forget.npo, needs=frozenset({"answer", "answer_reference"}), defaults={"beta": 0.1}, unit="rows"),
+    "npo": Objective(
+        forget.npo,
+        needs=frozenset({"answer", "answer_reference"}),
+        defaults={"beta": 0.1},
+        unit="rows",
+    ),
     "simnpo": Objective(forget.simnpo, defaults={"beta": 4.5, "delta": 0.0}, unit="rows"),
+    "dpo": Objective(
+        forget.dpo,
+        needs=frozenset({"answer", "answer_reference", "refusal", "refusal_reference"}),
+        defaults={"beta": 0.1},
+        unit="rows",
+    ),
     "idk": Objective(forget.idk, needs=frozenset({"refusal"})),
+    "me": Objective(
+        forget.me,
+        needs=frozenset({"logits"}),
+        defaults={"weight": 0.1},
+        settings={"all_tokens": 0},  # 1: of the question, too, as its authors' code has it
+    ),
+    "wga": Objective(forget.wga, defaults={"beta": 1.0}),
+    "satimp": Objective(forget.satimp, defaults={"beta1": 5.0, "beta2": 1.0}),
+    "undial": Objective(
+        forget.undial,
+        needs=frozenset({"logits", "target", "logits_reference"}),
+        defaults={"beta": 10.0},
+    ),
+    "rmu": Objective(
+        forget.rmu,
+        needs=frozenset({"activations", "direction"}),
+        defaults={"coefficient": 2.0},
+        settings={"layer": -1, "layers": 3},  # -1: by depth; `layers` up to this one are trained
+    ),
+    "altpo": Objective(
+        forget.altpo,
+        needs=frozenset({"answer", "answer_reference", "alternative", "alternative_reference"}),
+        defaults={"beta": 0.1},
+        settings={"samples": 5, "temperature": 1.0},
+        unit="rows",
+    ),
 }
 
 RETAIN: dict[str, Objective] = {
     "gd": Objective(retain.gd),
+    "kl": Objective(retain.kl, needs=frozenset({"logits", "logits_reference"})),
+    "ap": Objective(retain.ap, needs=frozenset({"answer", "refusal"}), defaults={"beta": 0.1}, unit="rows"),
+    "rmu-retain": Objective(
+        retain.rmu_retain,
+        needs=frozenset({"activations", "activations_reference"}),
+        settings={"layer": -1},
+    ),
+    "none": Objective(None, needs=frozenset(), unit="rows"),
 }
+
+Rule = tuple[str, Callable[[float], bool]]
+ABOVE_0: Rule = ("above 0", lambda value: 0 < value < inf)
+AT_LEAST_0: Rule = ("0 or more", lambda value: 0 <= value < inf)
+COUNT: Rule = ("a whole number from 1", lambda value: value >= 1 and value % 1 == 0)
+RULES: dict[str, Rule] = {
+    "beta": ABOVE_0,
+    "beta1": AT_LEAST_0,
+    "beta2": AT_LEAST_0,
+    "delta": ("a finite number", isfinite),
+    "weight": ABOVE_0,
+    "coefficient": ABOVE_0,
+    "temperature": ABOVE_0,
+    "samples": COUNT,
+    "layers": COUNT,
+    "layer": ("a layer's number from 0, or -1 to choose by depth", lambda value: value in range(-1, 10_000)),
+    "all_tokens": ("0 or 1", lambda value: value in (0, 1)),
+}
+"""What each option may be."""
 
 
 def find_objective(name: str, loss: str) -> Objective:
@@ -52,8 +130,8 @@ def find_objective(name: str, loss: str) -> Objective:
         return choices[loss]
     setting = f"objectives.{name}.loss"
     if loss in FORGET or loss in RETAIN:
-        kind = "forget" if loss in FORGET else "retain"
-        raise UserError(f"{setting}: {loss} is a {kind} loss.", f"Choose from: {', '.join(choices)}.")
+        effect = "takes rows away" if loss in FORGET else "keeps rows"
+        raise UserError(f'{setting}: "{loss}" {effect}, which is not what {name} is for.', _list(choices))
     raise UserError(f'{setting}: "{loss}" is not known.', did_you_mean(loss, list(choices)))
 
 
@@ -69,18 +147,59 @@ def check_objectives(objectives: Mapping[str, ObjectiveConfig]) -> None:
         except UserError as fault:
             faults.append(fault)
             continue
-        faults += _option_faults(f"objectives.{name}.options", asked.loss, objective, asked.options)
-    raise_all(faults)
+        faults += _option_faults(name, asked.loss, objective, asked.options)
+    raise_all(faults + _pair_faults(objectives))
 
 
-def _option_faults(setting: str, loss: str, objective: Objective, options: Mapping[str, float]) -> list[UserError]:
-    known = list(objective.defaults)
+def check_rows(name: str, loss: str, kind: str) -> None:
+    """Refuse an objective that answers questions otherwise where the rows (of this `kind`) ask none."""
+    needs = find_objective(name, loss).needs
+    if kind == "text" and needs & {"refusal", "alternative"}:
+        raise UserError(
+            f'objectives.{name}.loss: "{loss}" puts another answer in the place of a row\'s own, '
+            f"and objectives.{name}.data is plain text without questions.",
+            "Use rows with question and answer, or a loss that needs no other answer.",
+        )
+
+
+def keeps_copy(objectives: Mapping[str, ObjectiveConfig], *, adapters: bool) -> bool:
+    """Whether a run holds a frozen copy of its model: for `kl`, `undial` and `rmu-retain`, unless adapters are
+    trained, which are switched off instead."""
+    return not adapters and any(find_objective(name, asked.loss).compares_whole for name, asked in objectives.items())
+
+
+def _list(choices: Mapping[str, Objective]) -> str:
+    return f"Choose from: {', '.join(choices)}."
+
+
+def _option_faults(name: str, loss: str, objective: Objective, options: Mapping[str, float]) -> list[UserError]:
     faults = []
     for option, value in options.items():
-        if not known:
-            faults.append(UserError(f"{setting}.{option}: {loss} has no options.", "Remove it."))
-        elif option not in known:
-            faults.append(UserError(f"{setting}.{option}: {loss} has no such option.", did_you_mean(option, known)))
-        elif option == "beta" and value <= 0:
-            faults.append(UserError(f"{setting}.beta: {value:g} is not above 0.", "β divides the loss."))
+        setting = f"objectives.{name}.options.{option}"
+        if not objective.options:
+            faults.append(UserError(f'{setting}: "{loss}" has no options.', "Remove it."))
+        elif option not in objective.options:
+            hint = did_you_mean(option, list(objective.options))
+            faults.append(UserError(f'{setting}: "{loss}" has no such option.', hint))
+        elif not RULES[option][1](value):
+            default = f"The default is {objective.options[option]:g}."
+            faults.append(UserError(f"{setting}: {value:g} is not {RULES[option][0]}.", default))
     return faults
+
+
+def _pair_faults(objectives: Mapping[str, ObjectiveConfig]) -> list[UserError]:
+    """rmu's own retain term holds one layer's activations: by itself, or at another layer, it retains nothing."""
+    steered = {_layer(asked) for asked in objectives.values() if asked.loss == "rmu"}
+    return [
+        UserError(
+            f'objectives.{name}.loss: "rmu-retain" holds the activations of one layer, and no "rmu" '
+            f"{'moves that layer' if steered else 'moves any'}: the layers above it would change freely.",
+            "Give both the same options.layer, or use gd or kl.",
+        )
+        for name, asked in objectives.items()
+        if asked.loss == "rmu-retain" and _layer(asked) not in steered
+    ]
+
+
+def _layer(asked: ObjectiveConfig) -> float:
+    return asked.options.get("layer", -1)

@@ -1,13 +1,13 @@
 """The forget losses: arithmetic on numbers. They never see a model.
 
-Each returns one number per row, to be summed and divided once by the units of the effective batch (its tokens or
-its rows, whichever the objective declares); the losses that look at whole distributions return one per token.
-N is the summed negative log-likelihood of an answer, n the same per token. The formulas and their sources are in
-docs/objectives.md.
+Those over likelihoods return one number per row, those over logits or activations one per counted token; sums of
+them are divided once, by the rows or tokens of the effective batch. N is the summed negative log-likelihood of an
+answer, n the same per token, p a token's probability.
 """
 
 from __future__ import annotations
 
+from math import log
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # so that names and options can be checked without loading torch
@@ -17,23 +17,92 @@ if TYPE_CHECKING:  # so that names and options can be checked without loading to
 
 
 def ga(answer: Likelihood) -> Tensor:
-    """Gradient ascent: −N, to be divided by tokens."""
+    """Gradient ascent: −N (rows,), by tokens."""
     return -answer.total
 
 
 def npo(answer: Likelihood, answer_reference: Tensor, *, beta: float) -> Tensor:
-    """Negative preference optimisation: −(2/β) log σ(β(N − N_ref)) (Zhang et al. 2024)."""
+    """Negative preference optimisation: −(2/β) log σ(β(N − N_ref)) (rows,), by rows. Zhang et al. 2024."""
     return 2 / beta * softplus(-beta * (answer.total - answer_reference))
 
 
 def simnpo(answer: Likelihood, *, beta: float, delta: float) -> Tensor:
-    """NPO without a reference, by length: −(2/β) log σ(β(n − δ)) (Fan et al. 2024)."""
+    """NPO by length and without reference: −(2/β) log σ(β(n − δ)) (rows,), by rows. Fan et al. 2024."""
     return 2 / beta * softplus(-beta * (answer.mean - delta))
 
 
+def dpo(
+    answer: Likelihood,
+    answer_reference: Tensor,
+    refusal: Likelihood,
+    refusal_reference: Tensor,
+    *,
+    beta: float,
+) -> Tensor:
+    """Prefer a refusal: −(2/β) log σ(β[(N_ref − N)(refusal) − (N_ref − N)(answer)]) (rows,), by rows.
+
+    Rafailov et al. 2023, as Zhang et al. 2024 use it for unlearning.
+    """
+    gained = refusal_reference - refusal.total
+    lost = answer.total - answer_reference
+    return 2 / beta * softplus(-beta * (gained + lost))
+
+
+def altpo(
+    answer: Likelihood,
+    answer_reference: Tensor,
+    alternative: Likelihood,
+    alternative_reference: Tensor,
+    *,
+    beta: float,
+) -> Tensor:
+    """`dpo` that prefers an answer the model made up itself to a refusal. Mekala et al. 2024."""
+    return dpo(answer, answer_reference, alternative, alternative_reference, beta=beta)
+
+
 def idk(refusal: Likelihood) -> Tensor:
-    """Learn to decline: N of a refusal given the question, to be divided by tokens."""
+    """Learn to decline: N of a refusal given the question (rows,), by tokens. Maini et al. 2024."""
     return refusal.total
+
+
+def wga(answer: Likelihood, *, beta: float) -> Tensor:
+    """Ascent that spares what is forgotten already: −Σ p^β·nll, p^β as a constant (rows,), by tokens.
+
+    Wang et al. 2025.
+    """
+    weight = (-beta * answer.nll.detach()).exp()
+    return -(weight * answer.nll).sum(dim=1)
+
+
+def satimp(answer: Likelihood, *, beta1: float, beta2: float) -> Tensor:
+    """Ascent on what is known but not certain: −Σ p^β1·(1−p)^β2·nll, weights as constants (rows,), by tokens.
+
+    Yang et al. 2025.
+    """
+    nll = answer.nll.detach()
+    weight = (-beta1 * nll).exp() * (-(-nll).expm1()) ** beta2
+    return -(weight * answer.nll).sum(dim=1)
+
+
+def me(logits: Tensor, *, weight: float) -> Tensor:
+    """Maximum entropy: weight·KL(uniform ‖ p) at each token (tokens,). Yuan et al. 2024."""
+    divergence = logits.logsumexp(dim=-1) - logits.mean(dim=-1) - log(logits.shape[-1])
+    return weight * divergence
+
+
+def undial(logits: Tensor, target: Tensor, logits_reference: Tensor, *, beta: float) -> Tensor:
+    """Self-distillation with the truth pushed down: cross-entropy to softmax(z_ref − β·onehot(y)) (tokens,).
+
+    Dong et al. 2024.
+    """
+    push = logits_reference.new_full((len(target), 1), -beta)
+    wanted = logits_reference.scatter_add(-1, target[:, None], push).softmax(dim=-1)
+    return logits.logsumexp(dim=-1) - (wanted * logits).sum(dim=-1)
+
+
+def rmu(activations: Tensor, direction: Tensor, *, coefficient: float) -> Tensor:
+    """Steer a layer's activations to noise: mean square of h − c·u over its width (tokens,). Li et al. 2024."""
+    return (activations - coefficient * direction).square().mean(dim=-1)
 
 
 def softplus(x: Tensor) -> Tensor:

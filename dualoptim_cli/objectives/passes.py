@@ -1,100 +1,140 @@
 """One pass of a model over a batch → numbers per token, without ever holding all of its logits.
 
 The decoder runs once over the batch; the head (with whatever scale or cap the architecture puts behind it) runs
-over the answer positions alone, a chunk at a time, and again in the backward pass where there is more than one.
+over the counted positions alone, a chunk at a time, and again in the backward pass where there is more than one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from dualoptim_cli.objectives.likelihood import Likelihood, TokenMeasure, in_rows, nll, targets, widen
+from dualoptim_cli.errors import UserError
+from dualoptim_cli.objectives.heads import TokenBatch, causal_lm, device_of, head_of, inputs_of
+from dualoptim_cli.objectives.likelihood import Likelihood, in_rows, nll, targets, widen
+from dualoptim_cli.objectives.reference import Frozen, at_rest
 
 CHUNK = 2**23
 """Logits held at a time: 32 MiB of float32, 262 positions of a vocabulary of 32 000."""
 
-
-class TokenBatch(Protocol):
-    """What a pass reads of a batch: right-padded rows (rows, length), and labels negative where not counted."""
-
-    @property
-    def input_ids(self) -> Tensor: ...
-    @property
-    def attention_mask(self) -> Tensor: ...
-    @property
-    def labels(self) -> Tensor: ...
+Measure = Callable[..., Tensor]
+"""(logits, target), and logits_reference where one is asked for → one number per position."""
 
 
 def likelihood(model: nn.Module, batch: TokenBatch) -> Likelihood:
     """How likely `model` finds the counted tokens of a batch, with gradients where they are enabled."""
     target, counted = targets(batch.labels)
-    return Likelihood(in_rows(over_tokens(model, batch, counted, target, nll), counted), counted)
+    return Likelihood(in_rows(over_logits(model, batch, counted, target, nll), counted), counted)
 
 
-def over_tokens(model: nn.Module, batch: TokenBatch, counted: Tensor, target: Tensor, measure: TokenMeasure) -> Tensor:
-    """`measure` of the logits at every counted position (counted tokens,), the logits held in chunks."""
-    head = Head(causal_lm(model))
-    hidden = head.hidden(batch)[counted]
-    wanted = target[counted]
+def over_logits(
+    model: nn.Module,
+    batch: TokenBatch,
+    counted: Tensor,
+    target: Tensor,
+    measure: Measure,
+    frozen: Frozen | None = None,
+) -> Tensor:
+    """`measure` at every counted position (counted tokens,), the logits held in chunks.
 
-    def piece(part: Tensor, aim: Tensor) -> Tensor:
-        return measure(widen(head.logits(part)), aim)
+    `counted` and `target` (rows, length − 1) say which positions count and what they have to predict. With
+    `frozen`, `measure` also gets the logits of the model before unlearning.
+    """
+    head = head_of(model, batch)
+    hidden = [head.hidden(batch)[counted]]
+    if frozen:
+        with frozen.of(model) as before:
+            old_head = head_of(before, batch)
+            hidden.append(old_head.hidden(batch)[counted.to(device_of(before))])
+
+    def piece(aim: Tensor, states: Tensor, *old_states: Tensor) -> Tensor:
+        logits = widen(head.logits(states))
+        if not frozen:
+            return measure(logits, aim)
+        with frozen.of(model):
+            reference = widen(old_head.logits(*old_states)).to(logits)
+        return measure(logits, aim, reference)
 
     size = max(1, CHUNK // head.vocabulary)
-    pieces = list(zip(torch.split(hidden, size), torch.split(wanted, size), strict=True))
+    pieces = list(zip(*(torch.split(each, size) for each in (target[counted], *hidden)), strict=True))
     if len(pieces) == 1 or not torch.is_grad_enabled():
-        return torch.cat([piece(states, aims) for states, aims in pieces])
-    return torch.cat(
-        [checkpoint(piece, states, aims, use_reentrant=False, preserve_rng_state=False) for states, aims in pieces]
-    )
+        return torch.cat([piece(*each) for each in pieces])
+    return torch.cat([checkpoint(piece, *each, use_reentrant=False, preserve_rng_state=False) for each in pieces])
 
 
-class Head:
-    """A causal language model in two halves: tokens → hidden states, hidden states → logits."""
+def activations(model: nn.Module, batch: TokenBatch, layer: int) -> Tensor:
+    """What comes out of a layer, counted from 0, at the counted tokens (counted tokens, width).
 
-    def __init__(self, model: Any) -> None:
-        self.model = model
-        self.decoder = model.get_decoder()
-        self.vocabulary: int = model.get_output_embeddings().weight.shape[0]
-        self._output_type: Any = None
-
-    def hidden(self, batch: TokenBatch) -> Tensor:
-        """Final hidden states at every position but the last (rows, length − 1, width)."""
-        output = self.decoder(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-        self._output_type = type(output)
-        states: Tensor = output.last_hidden_state
-        return states[:, :-1]
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """The model's own logits of hidden states (positions, width) → (positions, vocabulary)."""
-        with _decoder_gives(self.decoder, self._output_type(last_hidden_state=hidden[None])):
-            logits: Tensor = self.model(inputs_embeds=hidden[None], use_cache=False).logits
-        return logits[0]
-
-
-@contextmanager
-def _decoder_gives(decoder: Any, output: Any) -> Iterator[None]:
-    """Let the model's forward find `output` where it calls its decoder, so that only what follows it runs.
-
-    Architectures scale or cap their logits in that forward and nowhere else: running it is what keeps ours equal.
+    The layers above it are not run.
     """
-    own = vars(decoder).get("forward")
-    decoder.forward = lambda *_, **__: output
+    decoder = causal_lm(model).get_decoder()
+    found: list[Tensor] = []
+
+    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        found.append(args[0] if args else kwargs["hidden_states"])
+        raise _Enough
+
+    hook = blocks(model)[layer + 1].register_forward_pre_hook(stop, with_kwargs=True)
+    ids, mask = inputs_of(batch, model)
     try:
-        yield
+        decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+    except _Enough:
+        pass
     finally:
-        if own is None:
-            del decoder.forward
-        else:
-            decoder.forward = own
+        hook.remove()
+    counted = (batch.labels >= 0).to(ids.device)
+    return widen(found[0][counted])
 
 
-def causal_lm(model: nn.Module) -> Any:
-    """The transformers model itself, whether adapters are attached to it or not."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
+class _Enough(Exception):
+    """The layer asked for has been run."""
+
+
+def write_answers(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    *,
+    count: int,
+    temperature: float,
+    longest: int,
+    seed: int,
+    eos_id: int,
+) -> list[list[list[int]]]:
+    """Let a model answer each prompt `count` times by sampling; answers in tokens, without the end mark."""
+    device, width = device_of(model), max(map(len, prompts))
+    ids = torch.tensor([[eos_id] * (width - len(prompt)) + [*prompt] for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), at_rest(model):
+        torch.manual_seed(seed)
+        written = causal_lm(model).generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            do_sample=True,
+            temperature=temperature,
+            top_k=0,
+            top_p=1.0,
+            num_return_sequences=count,
+            max_new_tokens=longest,
+            eos_token_id=eos_id,
+            pad_token_id=eos_id,
+        )
+    answers = [_until(row, eos_id) for row in written[:, width:].tolist()]
+    return [answers[start : start + count] for start in range(0, len(answers), count)]
+
+
+def _until(tokens: list[int], end: int) -> list[int]:
+    return tokens[: tokens.index(end)] if end in tokens else tokens
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The layers of a model's decoder, from the first to the last."""
+    lm = causal_lm(model)
+    depth = lm.config.get_text_config().num_hidden_layers
+    for part in lm.get_decoder().children():
+        if isinstance(part, nn.ModuleList) and len(part) == depth:
+            return part
+    raise UserError(f"rmu finds no row of {depth} layers in {type(lm).__name__}.", "Use another forget loss.")
