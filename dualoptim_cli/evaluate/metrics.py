@@ -1,0 +1,174 @@
+"""METRICS: name → Metric. Words and likelihoods of one row in, one number out."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from dualoptim_cli.evaluate.results import Better
+from dualoptim_cli.evaluate.words import rouge_f1, rouge_recall, words
+
+
+@dataclass(frozen=True, slots=True)
+class Likelihoods:
+    """How a model rates the tokens of one answer, given what stands before it.
+
+    `nll` is the negative log-likelihood of each token in nats; `first` tells whether the token was the model's
+    first choice; `standing` is its log-likelihood in standard deviations above the vocabulary's mean under the
+    model's own distribution. All have the shape (tokens,).
+    """
+
+    nll: npt.NDArray[np.float64]
+    first: npt.NDArray[np.bool_]
+    standing: npt.NDArray[np.float64]
+
+    @property
+    def mean(self) -> float:
+        """n of the formulas: the mean negative log-likelihood of a token."""
+        return float(self.nll.mean())
+
+
+@dataclass(frozen=True)
+class Row:
+    """All that a model said about one row. It lives in memory for as long as the row is measured."""
+
+    answer: str
+    likelihoods: Likelihoods
+    found: str | None = None  # the continuation of the question
+    found_ids: Sequence[int] = ()
+    rest: str | None = None  # the second half of the answer
+    found_rest: str | None = None  # what the model says after the first half
+    paraphrased: float | None = None  # mean nll
+    perturbed: Sequence[float] = ()  # the same of each wrong answer
+    similarity: float | None = None  # cosine of the embeddings of continuation and answer
+    entailment: float | None = None  # 1 if the continuation entails the answer, else 0
+    refusal: float | None = None  # 1 if the continuation entails a refusal, else 0
+
+    @cached_property
+    def words(self) -> list[str]:
+        return words(self.answer)
+
+    @cached_property
+    def found_words(self) -> list[str]:
+        return words(self.found or "")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A number of a row that is averaged over a set.
+
+    `better` is the direction to be wished for on rows to keep, `on_forget` on rows to forget. `of_forget` is the
+    formula on forget rows where it is another one. `needs` says what a row must have (`lacking` puts it in words).
+    """
+
+    of: Callable[[Row], float]
+    better: Better = "higher"
+    on_forget: Better = "lower"
+    of_forget: Callable[[Row], float] | None = None
+    needs: frozenset[str] = frozenset()
+
+    def value(self, row: Row, *, forget: bool) -> float:
+        """Return the row's number; NaN where the row has not what the metric needs."""
+        if any(LACKING[need][0](row) for need in self.needs):
+            return math.nan
+        return (self.of_forget or self.of)(row) if forget else self.of(row)
+
+    def direction(self, *, forget: bool) -> Better:
+        return self.on_forget if forget else self.better
+
+
+LACKING: Mapping[str, tuple[Callable[[Row], bool], str]] = {
+    "question": (lambda row: row.found is None, "plain text has no question to continue; see verbmem"),
+    "halves": (lambda row: row.found_rest is None, "the answers have fewer than two tokens"),
+    "similarity": (lambda row: row.similarity is None, "no sentence embedding model was given"),
+    "entailment": (lambda row: row.entailment is None, "no entailment model was given"),
+    "refusal": (lambda row: row.refusal is None, "no entailment model was given"),
+    "perturbed": (lambda row: not row.perturbed, "the rows have no perturbed_answer"),
+}
+
+
+def truth(row: Row) -> float:
+    """Return R, how much likelier a true wording is than wrong ones: the mean wrong nll less the true one, as a power
+    of e. Without a paraphrase the answer stands for it. Source: TOFU (arXiv 2401.06121), where it is 1/R."""
+    true = row.likelihoods.mean if row.paraphrased is None else row.paraphrased
+    return math.exp(min(max(float(np.mean(row.perturbed)) - true, -700.0), 700.0))
+
+
+def probability_among_choices(row: Row) -> float:
+    """Return the answer's share of the probability exp(−n) of itself and the wrong answers."""
+    above = np.asarray(row.perturbed) - row.likelihoods.mean
+    return float(1 / (1 + np.exp(np.minimum(-above, 700.0)).sum()))
+
+
+def accuracy_among_choices(row: Row) -> float:
+    """Return 1 if the answer is likelier by token than each wrong answer, else 0."""
+    return float(row.likelihoods.mean < min(row.perturbed))
+
+
+def exact_match(row: Row) -> float:
+    """Return 1 if the continuation is the answer, spaces aside, else 0."""
+    return float((row.found or "").split() == row.answer.split())
+
+
+def token_entropy(row: Row) -> float:
+    """Return the entropy of the continuation's tokens over its maximum: 1 if none repeats, 0 if all are one."""
+    count = len(row.found_ids)
+    if count <= 1:
+        return 0.0
+    shares = np.array(list(Counter(row.found_ids).values())) / count
+    return max(0.0, float(-(shares * np.log2(shares)).sum() / math.log2(count)))
+
+
+def extraction_strength(row: Row) -> float:
+    """Return the share of the answer that comes by itself, token by token, once what stands before it is given.
+
+    1 − k/tokens for the least k from which on every token is the model's first choice (arXiv 2301.06121, as in
+    open-unlearning).
+    """
+    missed = np.flatnonzero(~row.likelihoods.first)
+    given = int(missed[-1]) + 1 if missed.size else 0
+    return 1 - given / row.likelihoods.first.size
+
+
+def lowest(values: npt.NDArray[np.float64], share: float = 0.2) -> float:
+    """Return the mean of the lowest fifth of the values, of at least one."""
+    return float(np.sort(values)[: max(1, int(share * values.size))].mean())
+
+
+METRICS: dict[str, Metric] = {
+    "rougeL": Metric(lambda row: rouge_recall(row.words, row.found_words), needs=frozenset({"question"})),
+    "prob": Metric(lambda row: math.exp(-row.likelihoods.mean)),
+    "exact_match": Metric(exact_match, needs=frozenset({"question"})),
+    "truth_ratio": Metric(
+        lambda row: max(0.0, 1 - 1 / truth(row)),
+        of_forget=lambda row: 1 - min(truth(row), 1 / truth(row)),
+        needs=frozenset({"perturbed"}),
+    ),
+    "choice_prob": Metric(probability_among_choices, needs=frozenset({"perturbed"})),
+    "choice_acc": Metric(accuracy_among_choices, needs=frozenset({"perturbed"})),
+    "token_entropy": Metric(token_entropy, on_forget="higher", needs=frozenset({"question"})),
+    "extraction_strength": Metric(extraction_strength),
+    "exact_memorization": Metric(lambda row: float(row.likelihoods.first.mean())),
+    "verbmem": Metric(
+        lambda row: rouge_f1(words(row.rest or ""), words(row.found_rest or "")), needs=frozenset({"halves"})
+    ),
+    "cosine_similarity": Metric(lambda row: row.similarity or 0.0, needs=frozenset({"similarity"})),
+    "entailment": Metric(lambda row: row.entailment or 0.0, needs=frozenset({"entailment"})),
+    "refusal": Metric(lambda row: row.refusal or 0.0, "lower", "higher", needs=frozenset({"refusal"})),
+}
+"""What is averaged over the rows of every set."""
+
+SIGNALS: dict[str, Callable[[Row], float]] = {
+    "mia_loss": lambda row: -row.likelihoods.mean,
+    "mia_zlib": lambda row: -float(row.likelihoods.nll.sum()) / len(zlib.compress(row.answer.encode())),
+    "mia_min_k": lambda row: lowest(-row.likelihoods.nll),
+    "mia_min_k_plus_plus": lambda row: lowest(row.likelihoods.standing),
+}
+"""What membership inference looks at: higher on rows that a model was taught."""

@@ -1,0 +1,175 @@
+"""Rows to what a model says about them: the only file of this room that puts rows through a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dualoptim_cli.data import Encoded, Examples, Record, collate
+from dualoptim_cli.evaluate.generate import Advance, generate
+from dualoptim_cli.evaluate.metrics import Likelihoods, Row
+from dualoptim_cli.objectives.forward import device_of
+from dualoptim_cli.objectives.likelihood import nll, targets
+from dualoptim_cli.objectives.passes import over_tokens
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A row made ready: its tokens, and where its (last) answer stands in them."""
+
+    record: Record
+    ids: tuple[int, ...]
+    start: int
+    end: int  # behind the last token of the answer, end-of-sequence left out
+    alternatives: tuple[Encoded, ...]  # paraphrases first, then wrong answers
+
+    @property
+    def asks(self) -> bool:
+        """Whether there is anything to continue: plain text has no question."""
+        return bool(self.record.prompt or self.record.messages)
+
+    @property
+    def middle(self) -> int:
+        """Where the second half of the answer begins."""
+        return self.start + (self.end - self.start) // 2
+
+    @property
+    def units(self) -> int:
+        """How many continuations and likelihoods it takes to observe this row."""
+        return self.asks + (self.middle > self.start) + 1 + len(self.alternatives)
+
+
+def questions(examples: Examples, numbers: Sequence[int]) -> list[Question]:
+    """Tokenise the rows of these numbers and all of their answers."""
+    encoder = examples.encoder
+    records = [examples.records[number] for number in numbers]
+    others = [(*record.paraphrased, *record.perturbed) for record in records]
+    repeated = [record for record, texts in zip(records, others, strict=True) for _ in texts]
+    encoded = encoder.encode(records)
+    alternatives = iter(encoder.encode(repeated, [text for texts in others for text in texts]) if repeated else ())
+    found = []
+    for record, own, texts in zip(records, encoded, others, strict=True):
+        start, end = own.runs[-1]
+        end -= own.ids[end - 1] == encoder.eos_id
+        found.append(Question(record, own.ids, start, end, tuple(next(alternatives) for _ in texts)))
+    return found
+
+
+class Observer:
+    """Asks one model: one pass a batch for likelihoods, batched decoding for continuations.
+
+    `stop` are the tokens that end a continuation; `advance` is told of continuations and likelihoods as they are
+    finished.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+        advance: Advance,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.stop = stop_tokens(model, tokenizer)
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = batch_size
+        self.advance = advance
+
+    def rows(self, asked: Sequence[Question]) -> list[Row]:
+        """Return what the model says about each row, in their order."""
+        own = self.likelihoods([Encoded(q.ids, ((q.start, len(q.ids)),)) for q in asked], _all_of_token)
+        other = iter(self.likelihoods([encoded for q in asked for encoded in q.alternatives], _nll_of_token))
+        found = self._continue([q.ids[: q.start] if q.asks else None for q in asked], asked)
+        rest = self._continue([q.ids[: q.middle] if q.middle > q.start else None for q in asked], asked)
+        rows = []
+        for at, question in enumerate(asked):
+            losses = [float(next(other)[:, 0].mean()) for _ in question.alternatives]
+            true = losses[: len(question.record.paraphrased)]
+            rows.append(
+                Row(
+                    answer=question.record.answer,
+                    likelihoods=Likelihoods(own[at][:, 0], own[at][:, 1] > 0, own[at][:, 2]),
+                    found=self._text(found[at]),
+                    found_ids=found[at] or (),
+                    rest=self._text(question.ids[question.middle : question.end]),
+                    found_rest=self._text(rest[at]),
+                    paraphrased=float(np.mean(true)) if true else None,
+                    perturbed=losses[len(true) :],
+                )
+            )
+        return rows
+
+    @torch.no_grad()
+    def likelihoods(self, encoded: Sequence[Encoded], measure: Measure) -> list[Any]:
+        """Return `measure` of each row's counted tokens: float64 arrays (tokens, figures)."""
+        found: list[Any] = [None] * len(encoded)
+        order = sorted(range(len(encoded)), key=lambda row: len(encoded[row].ids))
+        for first in range(0, len(order), self.batch_size):
+            rows = order[first : first + self.batch_size]
+            batch = collate([encoded[row] for row in rows], 0).to(device_of(self.model))
+            target, counted = targets(batch.labels)
+            figures = over_tokens(self.model, batch, counted, target, measure).double().cpu()
+            parts = figures.split(counted.sum(1).tolist())
+            for row, part in zip(rows, parts, strict=True):
+                found[row] = part.numpy()
+            self.advance(len(rows))
+        return found
+
+    def _continue(self, prompts: Sequence[Sequence[int] | None], asked: Sequence[Question]) -> list[list[int] | None]:
+        """Continue the prompts that there are, each as far as the longest answer of them all may need."""
+        present = [at for at, prompt in enumerate(prompts) if prompt]
+        found: list[list[int] | None] = [None] * len(prompts)
+        if not present:
+            return found
+        longest = max(len(asked[at].ids) - len(prompts[at] or ()) for at in present)
+        made = generate(
+            self.model,
+            [prompts[at] or () for at in present],
+            limit=min(longest, self.max_new_tokens),
+            stop=self.stop,
+            batch_size=self.batch_size,
+            advance=self.advance,
+        )
+        for at, ids in zip(present, made, strict=True):
+            found[at] = ids
+        return found
+
+    def _text(self, ids: Sequence[int] | None) -> str | None:
+        if ids is None:
+            return None
+        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+
+def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return every token that ends an answer: the tokenizer's, and those of the model's generation settings."""
+    generation = getattr(model, "generation_config", None)
+    said = getattr(generation, "eos_token_id", None)
+    more = said if isinstance(said, list) else [said]
+    return frozenset(token for token in (tokenizer.eos_token_id, *more) if token is not None)
+
+
+def _nll_of_token(logits: Tensor, target: Tensor) -> Tensor:
+    return nll(logits, target)[:, None]
+
+
+def _all_of_token(logits: Tensor, target: Tensor) -> Tensor:
+    """Return nll, whether the token is the first choice, and its standing, (tokens, 3): see Likelihoods."""
+    log_probs = logits.log_softmax(-1)
+    own = log_probs.gather(-1, target[:, None])[:, 0]
+    probs = log_probs.exp()
+    mean = (probs * log_probs).sum(-1)
+    variance = (probs * log_probs.square()).sum(-1) - mean.square()
+    standing = (own - mean) / variance.clamp(min=1e-12).sqrt()
+    first = (log_probs.argmax(-1) == target).to(own.dtype)
+    return torch.stack([-own, first, standing], dim=-1)

@@ -1,0 +1,157 @@
+"""What a measurement found: the only schema of results, in memory and as JSON. It never holds the text of a row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from dualoptim_cli.errors import UserError
+
+SCHEMA = 1
+Better = Literal["higher", "lower", "near 0", "near 0.5", "neither"]
+Values = Mapping[str, Mapping[str, npt.NDArray[np.float64]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One number and its 95 % interval over `n` rows; without a `value`, the `reason` why there is none.
+
+    `better` is the direction that the user wants for this set: a low recall is good on forget, a high one on retain.
+    """
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int = 0
+    better: Better = "higher"
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        assert (self.value is None) == bool(self.reason), "a score has either a value or a reason"
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"n/a ({self.reason})"
+        if self.low is None or self.high is None:
+            return f"{self.value:.3f}"
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+Sets = Mapping[str, Mapping[str, Score]]
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What one measurement found: scores of each set, of the model as a whole, and under each attack.
+
+    `settings` says how it was measured; two results are comparable when theirs are equal. `values` holds the single
+    rows' numbers for comparisons with another model in the same process; they derive from the rows and are never
+    written.
+    """
+
+    sets: Sets
+    summary: Mapping[str, Score] = field(default_factory=dict)
+    attacks: Mapping[str, Sets] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    values: Values = field(default_factory=dict, compare=False, repr=False)
+
+    def score(self, path: str) -> Score:
+        """Return the score at `set.metric`, `metric` (of the whole) or `attack.name.set.metric`.
+
+        Raises KeyError when nothing of that name was measured.
+        """
+        match path.split("."):
+            case [metric]:
+                return self.summary[metric]
+            case [name, metric]:
+                return self.sets[name][metric]
+            case ["attack", attack, name, metric]:
+                return self.attacks[attack][name][metric]
+            case _:
+                raise KeyError(path)
+
+    def paths(self) -> list[str]:
+        """List every path that `score` knows."""
+        of_attacks = [f"attack.{attack}.{path}" for attack, sets in self.attacks.items() for path in _paths(sets)]
+        return [*_paths(self.sets), *self.summary, *of_attacks]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain data for `json.dump`; nothing in it is NaN or infinite."""
+        return {
+            "schema": SCHEMA,
+            "settings": dict(self.settings),
+            "sets": _sets_to_json(self.sets),
+            "summary": {metric: _score_to_json(score) for metric, score in self.summary.items()},
+            "attacks": {attack: _sets_to_json(sets) for attack, sets in self.attacks.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> Results:
+        """Read what `to_json` wrote; anything else is a UserError that says what is wrong with it."""
+        _expect(isinstance(data, dict), "results", "is not an object")
+        _expect(data.get("schema") == SCHEMA, "schema", f"is {data.get('schema')!r}; this version reads {SCHEMA}")
+        known = {"schema", "settings", "sets", "summary", "attacks"}
+        _expect(set(data) == known, "results", f"hold {sorted(data)} and not {sorted(known)}")
+        for part in ("settings", "sets", "summary", "attacks"):
+            _expect(isinstance(data[part], dict), part, "is not an object")
+        return cls(
+            sets=_sets_from_json(data["sets"], "sets"),
+            summary=_scores_from_json(data["summary"], "summary"),
+            attacks={name: _sets_from_json(sets, f"attacks.{name}") for name, sets in data["attacks"].items()},
+            settings=data["settings"],
+        )
+
+
+def _paths(sets: Sets) -> list[str]:
+    return [f"{name}.{metric}" for name, scores in sets.items() for metric in scores]
+
+
+def _score_to_json(score: Score) -> dict[str, Any]:
+    if score.value is None:
+        return {"value": None, "n": score.n, "better": score.better, "reason": score.reason}
+    found = {"value": score.value, "low": score.low, "high": score.high, "n": score.n, "better": score.better}
+    assert all(math.isfinite(number) for number in (score.value, score.low, score.high) if number is not None)
+    return found
+
+
+def _sets_to_json(sets: Sets) -> dict[str, Any]:
+    return {name: {metric: _score_to_json(score) for metric, score in scores.items()} for name, scores in sets.items()}
+
+
+def _sets_from_json(data: Any, where: str) -> Sets:
+    _expect(isinstance(data, dict), where, "is not an object")
+    return {name: _scores_from_json(scores, f"{where}.{name}") for name, scores in data.items()}
+
+
+def _scores_from_json(data: Any, where: str) -> dict[str, Score]:
+    _expect(isinstance(data, dict), where, "is not an object")
+    return {metric: _score_from_json(score, f"{where}.{metric}") for metric, score in data.items()}
+
+
+def _score_from_json(data: Any, where: str) -> Score:
+    _expect(isinstance(data, dict), where, "is not an object")
+    missing = data.get("value") is None
+    known = {"value", "n", "better", "reason"} if missing else {"value", "low", "high", "n", "better"}
+    _expect(set(data) == known, where, f"holds {sorted(data)} and not {sorted(known)}")
+    _expect(type(data["n"]) is int and data["n"] >= 0, f"{where}.n", "is not a count")
+    _expect(data["better"] in get_args(Better), f"{where}.better", f"is {data['better']!r}")
+    if missing:
+        _expect(bool(data["reason"]) and isinstance(data["reason"], str), f"{where}.reason", "is empty")
+        return Score(None, n=data["n"], better=data["better"], reason=data["reason"])
+    for key in ("value", "low", "high"):
+        _expect((key != "value" and data[key] is None) or _is_number(data[key]), f"{where}.{key}", "is not a number")
+    return Score(data["value"], data["low"], data["high"], data["n"], data["better"])
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _expect(holds: bool, where: str, fault: str) -> None:
+    if not holds:
+        raise UserError(f"{where} {fault}.", "These are not results that dualopt wrote; measure again.")

@@ -1,0 +1,82 @@
+"""The few statistics that measurements need: bootstrap intervals, the area under a ROC curve, a two-sample KS test."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+DRAWS = 1000
+
+
+def mean(values: Array) -> Array:
+    """Return the means over the last axis of the values that are not NaN; NaN where there are none."""
+    known = ~np.isnan(values)
+    count = known.sum(-1)
+    total = np.where(known, values, 0.0).sum(-1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def resamples(rows: int, rng: np.random.Generator, draws: int = DRAWS) -> Iterator[npt.NDArray[np.int64]]:
+    """Give row numbers to compute with: the rows as they are, then `draws` times as many drawn with replacement."""
+    yield np.arange(rows)
+    for _ in range(draws):
+        yield rng.integers(0, rows, rows)
+
+
+def bootstrap(values: Array, rng: np.random.Generator) -> Array:
+    """Return the means of metrics: of the rows first, then of each resample.
+
+    `values` has the shape (metrics, rows), NaN where a row has no value; the result (metrics, 1 + DRAWS). A resample
+    takes the same rows for every metric, so formulas over the result keep the figure first and its interval behind.
+    """
+    return np.stack([mean(values[:, chosen]) for chosen in resamples(values.shape[1], rng)], axis=1)
+
+
+def interval(drawn: Array) -> tuple[float, float]:
+    """Return the 95 % percentile interval of what `bootstrap` drew, without the figure that stands first."""
+    known = drawn[1:][np.isfinite(drawn[1:])]
+    low, high = np.percentile(known if known.size else drawn[:1], (2.5, 97.5))
+    return float(low), float(high)
+
+
+def harmonic_mean(values: Array) -> Array:
+    """Return the harmonic means over the first axis: 0 where one value is 0, NaN where one is NaN."""
+    with np.errstate(divide="ignore"):
+        return np.where(values.min(0) > 0, 1 / np.mean(1 / values, axis=0), np.minimum(values.min(0), 0.0))
+
+
+def auc(members: Array, others: Array) -> float:
+    """Return the chance that a member's value is above another's, ties counting half; NaN without values."""
+    if not members.size or not others.size:
+        return float("nan")
+    ordered = np.sort(others)
+    below = np.searchsorted(ordered, members, side="left")
+    tied = np.searchsorted(ordered, members, side="right") - below
+    return float((below + tied / 2).sum() / (members.size * others.size))
+
+
+def bootstrap_auc(members: Array, others: Array, rng: np.random.Generator) -> Array:
+    """Return `auc` of the values as they are, then of each resample of both sides (1 + DRAWS,)."""
+    both = zip(resamples(members.size, rng), resamples(others.size, rng), strict=True)
+    return np.array([auc(members[mine], others[theirs]) for mine, theirs in both])
+
+
+def ks_p_value(one: Array, other: Array) -> float:
+    """Return the two-sided p-value of the two-sample Kolmogorov–Smirnov test.
+
+    The distribution of the statistic is its limit with Stephens' correction for the sample sizes (Press et al.,
+    Numerical Recipes, section 14.3): within about .01 of the exact value from 20 rows a side on.
+    """
+    points = np.concatenate([one, other])
+    above = np.searchsorted(np.sort(one), points, side="right") / one.size
+    below = np.searchsorted(np.sort(other), points, side="right") / other.size
+    distance = np.abs(above - below).max()
+    effective = np.sqrt(one.size * other.size / (one.size + other.size))
+    scaled = (effective + 0.12 + 0.11 / effective) * distance
+    if scaled < 0.2:  # the series converges slowly there, and 1 − p is below 1e-12
+        return 1.0
+    k = np.arange(1, 101)
+    return float(np.clip(2 * np.sum((-1.0) ** (k - 1) * np.exp(-2 * k**2 * scaled**2)), 0.0, 1.0))

@@ -1,0 +1,118 @@
+"""What is said of a model as a whole: utility, forget efficacy, membership inference, distance from a retrained one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import numpy as np
+
+from dualoptim_cli.evaluate.metrics import SIGNALS
+from dualoptim_cli.evaluate.results import Better, Results, Score, Values
+from dualoptim_cli.evaluate.stats import Array, bootstrap_auc, harmonic_mean, interval, ks_p_value
+
+UNSEEN = "unseen"
+Drawn = Mapping[str, Mapping[str, Array]]  # set → metric → its mean, and the means of resamples
+Path = tuple[str, str]
+
+_CHOICES = ("real_authors", "world_facts")
+TOFU: tuple[Path, ...] = (
+    *(("retain", metric) for metric in ("prob", "rougeL", "truth_ratio")),
+    *((name, metric) for name in _CHOICES for metric in ("choice_prob", "rougeL", "truth_ratio")),
+)
+"""The nine values of TOFU's model utility."""
+
+_SIX = ("rougeL", "truth_ratio", "token_entropy", "cosine_similarity", "entailment")
+CLOSER_LOOK: tuple[Path, ...] = (
+    *(("retain", metric) for metric in ("prob", *_SIX)),
+    *((name, metric) for name in _CHOICES for metric in ("choice_prob", *_SIX)),
+)
+"""The eighteen of closer-look's (arXiv 2410.08109)."""
+
+
+def summarise(
+    drawn: Drawn, values: Values, *, forget: Collection[str], reference: Results | None, seed: list[int]
+) -> dict[str, Score]:
+    """Return the scores of the model as a whole. The first set named in `forget` is the one they speak of."""
+    target = next((name for name in forget if name in drawn), "forget")
+    kept = [name for name in drawn if name not in forget and name != UNSEEN]
+    simple = [(name, metric) for name in kept for metric in ("rougeL", "prob") if np.isfinite(drawn[name][metric][0])]
+    efficacy = [(target, metric) for metric in ("rougeL", "prob", "truth_ratio", "cosine_similarity", "entailment")]
+    targeted = [(target, metric) for metric in ("token_entropy", "refusal")]
+    everything = [*efficacy, *targeted, *CLOSER_LOOK]
+
+    def ufe(parts: Array) -> Array:
+        return np.asarray(1 - parts.mean(0))
+
+    def overall(parts: Array) -> Array:
+        n, m = len(efficacy), len(targeted)
+        return (ufe(parts[:n]) + harmonic_mean(parts[n : n + m])) / 4 + harmonic_mean(parts[n + m :]) / 2
+
+    return {
+        "utility": _combine(drawn, simple, harmonic_mean),
+        "model_utility": _combine(drawn, TOFU, harmonic_mean),
+        "model_utility_18": _combine(drawn, CLOSER_LOOK, harmonic_mean),
+        "UFE": _combine(drawn, efficacy, ufe),
+        "TFE": _combine(drawn, targeted, harmonic_mean),
+        "overall": _combine(drawn, everything, overall),
+        "forget_quality": _forget_quality(values, reference, target),
+        "privleak": _privleak(values, reference, target, seed),
+    }
+
+
+def membership(values: Values, name: str, seed: list[int]) -> dict[str, Score]:
+    """Return how well each signal tells the rows of a set from unseen ones: the area under the ROC curve."""
+    if UNSEEN not in values:
+        reason = "there are no rows that the model never saw (--unseen)"
+        return {signal: Score(None, better="near 0.5", reason=reason) for signal in SIGNALS}
+    count = len(values[name]["truth"]) + len(values[UNSEEN]["truth"])
+    return {signal: score_of(_auc(values, name, signal, seed), count, "near 0.5") for signal in SIGNALS}
+
+
+def score_of(drawn: Array, count: int, better: Better, reason: str = "") -> Score:
+    """Return the score of a figure and its resamples (1 + DRAWS,), or its reason where the figure is NaN."""
+    if not math.isfinite(drawn[0]):
+        return Score(None, n=count, better=better, reason=reason or "it is not defined on these rows")
+    return Score(float(drawn[0]), *interval(drawn), count, better)
+
+
+def _combine(drawn: Drawn, paths: Collection[Path], formula: Callable[[Array], Array]) -> Score:
+    missing = [f"{name}.{metric}" for name, metric in paths if not _known(drawn, name, metric)]
+    if missing or not paths:
+        return Score(None, reason=f"it needs {', '.join(missing)}" if missing else "no set to keep was measured")
+    parts = np.stack([drawn[name][metric] for name, metric in paths])
+    return score_of(formula(parts), len(paths), "higher")
+
+
+def _known(drawn: Drawn, name: str, metric: str) -> bool:
+    return name in drawn and bool(np.isfinite(drawn[name][metric][0]))
+
+
+def _auc(values: Values, name: str, signal: str, seed: list[int]) -> Array:
+    return bootstrap_auc(values[name][signal], values[UNSEEN][signal], np.random.default_rng(seed))
+
+
+def _forget_quality(values: Values, reference: Results | None, target: str) -> Score:
+    """Return TOFU's forget quality: the p-value of a KS test between truth ratios here and in the reference."""
+    if reference is None:
+        return Score(None, reason=_NO_REFERENCE)
+    samples: list[Any] = [of.get(target, {}).get("truth", np.array([])) for of in (values, reference.values)]
+    mine, theirs = (sample[np.isfinite(sample)] for sample in samples)
+    if not mine.size or not theirs.size:
+        return Score(None, reason="it needs the truth ratios of both models")
+    return Score(ks_p_value(mine, theirs), n=mine.size + theirs.size)
+
+
+def _privleak(values: Values, reference: Results | None, target: str, seed: list[int]) -> Score:
+    """Return how far membership inference (min-k%) is from where it is on the reference, as a share of that."""
+    if reference is None:
+        return Score(None, better="near 0", reason=_NO_REFERENCE)
+    if any(not of.keys() >= {target, UNSEEN} for of in (values, reference.values)):
+        return Score(None, better="near 0", reason="it needs forget and unseen rows measured on both models")
+    mine, theirs = (_auc(of, target, "mia_min_k", seed) for of in (values, reference.values))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return score_of((mine - theirs) / theirs, len(values[target]["truth"]), "near 0")
+
+
+_NO_REFERENCE = "there is no model retrained without the forget rows (--reference)"
