@@ -65,6 +65,8 @@ class DataConfig(Section):
     columns: Auto | dict[str, str] = "auto"
     template: str = "auto"
     max_length: Annotated[int, Field(ge=8)] = 512
+    long_rows: Literal["auto", "cut", "split", "refuse"] = "auto"
+    stride: Count | None = None  # of split rows: tokens from one window to the next; null lets them share just one
     refusals: str | None = None
 
 

@@ -79,6 +79,26 @@ def json_kind(value: Any) -> str:
     return names.get(type(value), "a number")
 
 
+def json_split(stream: BinaryIO) -> Split:
+    """One array or one object a line: what the rest of `stream` looks like."""
+    head = stream.readline(ROW_LIMIT)
+    while head.isspace():
+        head = stream.readline(ROW_LIMIT)
+    if head.lstrip().startswith(b"["):
+        return split_json_array
+    if head.strip() == b"{" and _is_json(head + stream.read(ROW_LIMIT)):
+        raise BadRow("begins one JSON object that goes over several lines, not rows", JSON_HINT)
+    return split_json_lines
+
+
+def _is_json(raw: bytes) -> bool:
+    try:
+        json.loads(raw)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def split_json_lines(stream: BinaryIO) -> Iterator[Piece]:
     """One row a line; blank lines are none."""
     start, line = stream.tell(), 0

@@ -1,4 +1,4 @@
-"""Row → Record. The only file that knows column names."""
+"""Row → Record."""
 
 from __future__ import annotations
 
@@ -12,30 +12,16 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from dualoptim_cli.data.columns import ALTERNATIVES, Kind, find_columns, kind_of, show_columns
 from dualoptim_cli.data.faults import Faults
 from dualoptim_cli.data.formats import BadRow, decode_list, json_kind
-from dualoptim_cli.data.sources import Row, Rows, from_list, open_source
-from dualoptim_cli.errors import UserError, did_you_mean
+from dualoptim_cli.data.rows import Row, Rows
+from dualoptim_cli.data.sources import from_list, open_source
+from dualoptim_cli.errors import UserError
 
-Kind = Literal["question-answer", "chat", "text"]
-
-PROMPTS = ("question", "prompt", "instruction", "query")
-ANSWERS = ("answer", "completion", "output", "response")
-ALTERNATIVES = ("paraphrased_answer", "perturbed_answer", "original_answer")
-ROLES = ("prompt", "context", "answer", "text", "messages", *ALTERNATIVES)
-CORE = frozenset({"prompt", "answer", "text", "messages"})
-SHAPES: dict[Kind, tuple[str, ...]] = {
-    "question-answer": ("prompt", "answer"),
-    "chat": ("messages",),
-    "text": ("text",),
-}
 SPEAKERS = ("system", "user", "assistant", "tool")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
-KNOWN_COLUMNS = (
-    "Rename the columns to question and answer, prompt and completion, instruction and output, messages, or text; "
-    "or name them by data.columns.prompt and data.columns.answer."
-)
 OVERLAP_HINT = "A row cannot be forgotten and kept: remove it from one of the two."
 EMPTY_HINT = "Fill it in or remove the row."
 CHAT_HINT = 'A chat is a list of {"role": "user" or "assistant", "content": text}, and the assistant has a say in it.'
@@ -94,9 +80,7 @@ class Records(Sequence[Record]):
     @property
     def kind(self) -> Kind:
         """Which of the three shapes all of these records have."""
-        if "messages" in self.columns:
-            return "chat"
-        return "text" if "text" in self.columns else "question-answer"
+        return kind_of(self.columns)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -168,60 +152,6 @@ def _collect(name: str, rows: Rows, named: Mapping[str, str]) -> Records:
         faults.add(UserError(f"{name} has no rows.", "Put at least one row in it."))
     faults.raise_all()
     return Records(name, rows, columns, fingerprints, lengths)
-
-
-def find_columns(name: str, rows: Sequence[Mapping[str, Any]], named: Mapping[str, str]) -> dict[str, str]:
-    """Which column serves which role; raises a UserError that shows what was found when that is not clear."""
-    names = list(dict.fromkeys(column for row in rows for column in row))
-    if not names:
-        return dict(named)
-    _check_named(name, names, named)
-    found = _by_rule(names, named) | {role: [column] for role, column in named.items()}
-    asked = named.keys() & CORE
-    kinds = [kind for kind, roles in SHAPES.items() if asked <= {*roles} <= found.keys()]
-    if not kinds:
-        raise UserError(f"{name} has no {_missing(found)} ({show_columns(names)}).", KNOWN_COLUMNS)
-    roles = [role for kind in kinds for role in SHAPES[kind]]
-    if len(kinds) > 1 or any(len(found[role]) > 1 for role in roles):
-        several = [column for role in roles for column in found[role]]
-        raise UserError(
-            f"{name} can be read in more than one way ({show_columns(several)}).",
-            f"Say which columns count, for example data.columns.{roles[-1]}={several[-1]}.",
-        )
-    extra = ("context", *ALTERNATIVES) if kinds == ["question-answer"] else ()
-    return {role: found[role][0] for role in (*roles, *extra) if role in found}
-
-
-def _check_named(name: str, names: Sequence[str], named: Mapping[str, str]) -> None:
-    for role, column in named.items():
-        if role not in ROLES:
-            raise UserError(f'data.columns: "{role}" is no role of a column.', did_you_mean(role, ROLES))
-        if column not in names:
-            raise UserError(f'{name} has no column "{column}" ({show_columns(names)}).', "Check data.columns.")
-
-
-def _by_rule(names: Sequence[str], named: Mapping[str, str]) -> dict[str, list[str]]:
-    by_name = {column.strip().lower(): column for column in names}
-    rules = {"prompt": PROMPTS, "answer": ANSWERS, "text": ("text",), "messages": ("messages",)}
-    rules |= {role: (role,) for role in ALTERNATIVES}
-    if "instruction" in by_name and "prompt" not in named:
-        rules["context"] = ("input",)
-    found = {role: [by_name[known] for known in rule if known in by_name] for role, rule in rules.items()}
-    return {role: columns for role, columns in found.items() if columns}
-
-
-def _missing(found: Mapping[str, list[str]]) -> str:
-    for here, wanted in (("prompt", ANSWERS), ("answer", PROMPTS)):
-        if here in found:
-            return f'"{wanted[0]}" to go with its "{found[here][0]}"'
-    return "columns that are known"
-
-
-def show_columns(names: Sequence[str]) -> str:
-    """Column names for an error, unless they look like the text of a row (a CSV file without header)."""
-    if all(re.fullmatch(r"\w[\w.-]{0,39}", name) for name in names):
-        return f"columns: {', '.join(names)}"
-    return f"{len(names)} columns, not shown since they may be the text of a row"
 
 
 def to_record(row: Row, columns: Mapping[str, str]) -> Record:

@@ -1,191 +1,42 @@
-"""Files, folders and datasets → rows with file and line. Knows no tokenizer and no column names.
-
-A text file is read once from end to end to find where its rows are; afterwards a row is read again from its
-position, so that a million rows cost their positions and not their text.
-"""
+"""What a source names: a file, a folder of files, or a dataset. Knows no tokenizer and no column names."""
 
 from __future__ import annotations
 
-import gzip
-import io
-import os
-from array import array
-from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from dualoptim_cli.data.formats import (
-    BadRow,
-    Decode,
-    Split,
-    csv_decoder,
-    decode_json,
-    split_csv,
-    split_json_array,
-    split_json_lines,
-)
-from dualoptim_cli.errors import ExitCode, UserError, did_you_mean
+from dualoptim_cli.data.rows import Part, Rows, Table, TextFile
+from dualoptim_cli.errors import UserError, did_you_mean
 
 TEXT = (".jsonl", ".json", ".csv")
 SUFFIXES = (*TEXT, ".parquet", *(f"{suffix}.gz" for suffix in TEXT))
-BOM = b"\xef\xbb\xbf"
-UTF16 = (b"\xff\xfe", b"\xfe\xff")
+SAVED = ("dataset_dict.json", "dataset_info.json")  # what `save_to_disk` of `datasets` leaves in its folder
 
 
-class Row(NamedTuple):
-    """One row as the source has it, and where it stands: `line` counts from 1 (rows, where there are no lines)."""
+class Asked(NamedTuple):
+    """A source in its parts: `name[:config][@split]`."""
 
-    values: Mapping[str, Any]
-    file: str
-    line: int
-
-
-class Part(Protocol):
-    """One file or dataset: `scan` goes through it once and indexes it; `row` reads one row again."""
-
-    notes: list[str]
-
-    def scan(self) -> Iterator[Row | UserError]: ...
-    def row(self, index: int) -> Row: ...
-    def __len__(self) -> int: ...
-
-
-class Rows:
-    """Every row of a source, its parts one after the other."""
-
-    def __init__(self, parts: Sequence[Part]) -> None:
-        self._parts = parts
-        self._ends: list[int] = []
-
-    @property
-    def notes(self) -> list[str]:
-        """What was put right while reading, one sentence each."""
-        return [note for part in self._parts for note in part.notes]
-
-    def scan(self) -> Iterator[Row | UserError]:
-        """Go through all rows once, in order; what cannot be read comes as the error it is."""
-        self._ends = []
-        for part in self._parts:
-            yield from part.scan()
-            self._ends.append(len(part) + (self._ends[-1] if self._ends else 0))
-
-    def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
-
-    def __getitem__(self, index: int) -> Row:
-        part = bisect_right(self._ends, index)
-        return self._parts[part].row(index - (self._ends[part - 1] if part else 0))
-
-
-class TextFile:
-    """The rows of one text file: their positions in memory, their text on disk.
-
-    A gzip file cannot be entered in the middle: it is unpacked once, in memory, because rows that are to be
-    forgotten should not come to rest in a temporary file.
-    """
-
-    def __init__(self, path: Path, file: str) -> None:
-        self.path = path
-        self.file = file
-        self.notes: list[str] = []
-        self._starts, self._sizes, self._lines = array("q"), array("q"), array("q")
-        self._unpacked = _unpack(path, file) if path.suffix.lower() == ".gz" else None
-        self._stamp = _stamp(path.stat())
-        self._decode: Decode = decode_json
-
-    def __len__(self) -> int:
-        return len(self._starts)
-
-    def scan(self) -> Iterator[Row | UserError]:
-        for index in (self._starts, self._sizes, self._lines):
-            del index[:]
-        with self._open() as stream:
-            try:
-                begin = self._skip_mark(stream)
-                split, self._decode = self._format(stream)
-            except BadRow as fault:
-                yield fault.at(self.file, 1)
-                return
-            stream.seek(begin)
-            for start, line, raw in split(stream):
-                yield self._indexed(start, line, raw)
-
-    def row(self, index: int) -> Row:
-        with self._open() as stream:
-            if self._unpacked is None and _stamp(os.fstat(stream.fileno())) != self._stamp:
-                raise UserError(
-                    f"{self.file} has changed since it was read.",
-                    "Leave the data alone while a run uses it, and start again.",
-                    ExitCode.INTEGRITY,
-                )
-            stream.seek(self._starts[index])
-            raw = stream.read(self._sizes[index])
-        return Row(self._decode(raw), self.file, self._lines[index])
-
-    def _open(self) -> BinaryIO:
-        return self.path.open("rb") if self._unpacked is None else io.BytesIO(self._unpacked)
-
-    def _skip_mark(self, stream: BinaryIO) -> int:
-        head = stream.read(3)
-        if head[:2] in UTF16:
-            raise BadRow("is UTF-16", "Save the file as UTF-8.")
-        if head == BOM:
-            self.notes = [f"{self.file} begins with a byte-order mark, which was skipped."]
-        return stream.seek(len(BOM) if head == BOM else 0)
-
-    def _format(self, stream: BinaryIO) -> tuple[Split, Decode]:
-        if ".csv" in self.path.suffixes[-2:]:
-            return split_csv, csv_decoder(stream)
-        first = stream.read(1)
-        while first.isspace():
-            first = stream.read(1)
-        return (split_json_array if first == b"[" else split_json_lines), decode_json
-
-    def _indexed(self, start: int, line: int, raw: bytes | BadRow) -> Row | UserError:
-        if isinstance(raw, BadRow):
-            return raw.at(self.file, line)
-        try:
-            values = self._decode(raw)
-        except BadRow as fault:
-            return fault.at(self.file, line)
-        self._starts.append(start)
-        self._sizes.append(len(raw))
-        self._lines.append(line)
-        return Row(values, self.file, line)
-
-
-class Table:
-    """The rows of something that gives them by number: Arrow, a Hugging Face dataset, a plain list."""
-
-    def __init__(self, name: str, size: int, read: Callable[[int, int], Sequence[Mapping[str, Any]]]) -> None:
-        self.notes: list[str] = []
-        self._name = name
-        self._size = size
-        self._read = read
-
-    def __len__(self) -> int:
-        return self._size
-
-    def scan(self) -> Iterator[Row | UserError]:
-        for start in range(0, self._size, 1000):
-            for offset, values in enumerate(self._read(start, min(start + 1000, self._size)), start + 1):
-                yield Row(values, self._name, offset)
-
-    def row(self, index: int) -> Row:
-        return Row(self._read(index, index + 1)[0], self._name, index + 1)
+    name: str
+    config: str | None
+    split: str | None
 
 
 def open_source(source: str) -> Rows:
     """The rows that `source` names: a file, a folder of files, or a dataset `name[:config][@split]`.
 
-    Raises a UserError when there is no such thing. Nothing is read yet but what must be to know that.
+    Of a folder with config or split, only the files that have them as a word in their path count. Raises a
+    UserError when there is no such thing; the rows themselves are read later, by `Rows.scan`.
     """
-    path = Path(source)
-    if path.is_file():
+    asked = Asked(source, None, None) if Path(source).exists() else _parse(source)
+    path = Path(asked.name)
+    if path.is_file() and asked.name == source:
         return Rows([_open_file(path, source)])
     if path.is_dir():
-        return Rows(_open_folder(path, source))
+        return Rows([_open_saved(path, asked)] if _is_saved(path) else _open_folder(path, asked))
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", asked.name) and not path.parent.is_dir():
+        return Rows([_open_hub(source, asked)])
     raise _not_found(path, source)
 
 
@@ -194,23 +45,18 @@ def from_list(name: str, rows: Sequence[Mapping[str, Any]]) -> Rows:
     return Rows([Table(name, len(rows), lambda start, stop: rows[start:stop])])
 
 
+def _parse(source: str) -> Asked:
+    name, _, split = source.partition("@")
+    name, _, config = name.partition(":")
+    return Asked(name, config or None, split or None)
+
+
 def _open_file(path: Path, file: str) -> Part:
     if not path.name.lower().endswith(SUFFIXES):
         raise UserError(f"{file} is no file of rows that can be read.", f"These can: {', '.join(SUFFIXES)}.")
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return _open_parquet(path, file)
     return TextFile(path, file)
-
-
-def _open_folder(path: Path, source: str) -> list[Part]:
-    files = sorted(file for file in path.rglob("*") if file.name.lower().endswith(SUFFIXES) and _visible(file, path))
-    if not files:
-        raise UserError(f"{source} is a folder without files of rows.", f"Readable are {', '.join(SUFFIXES)}.")
-    return [_open_file(file, str(file)) for file in files]
-
-
-def _visible(file: Path, folder: Path) -> bool:
-    return not any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _open_parquet(path: Path, file: str) -> Part:
@@ -218,10 +64,72 @@ def _open_parquet(path: Path, file: str) -> Part:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(path)
+        table = pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{file} cannot be read as Parquet ({type(error).__name__}).", "Is it complete?") from None
     return Table(file, table.num_rows, lambda start, stop: table.slice(start, stop - start).to_pylist())
+
+
+def _open_folder(path: Path, asked: Asked) -> list[Part]:
+    files = sorted(file.relative_to(path) for file in path.rglob("*") if file.name.lower().endswith(SUFFIXES))
+    files = [file for file in files if not any(part.startswith(".") for part in file.parts)]
+    if not files:
+        raise UserError(f"{path} is a folder without files of rows.", f"Readable are {', '.join(SUFFIXES)}.")
+    words = {word for word in (asked.config, asked.split) if word}
+    chosen = [file for file in files if words <= {*re.split(r"[/.-]", file.as_posix())}]
+    if not chosen:
+        listed = ", ".join(file.as_posix() for file in files[:10])
+        raise UserError(f"No file in {path} is named after {' and '.join(sorted(words))}.", f"There are {listed}.")
+    return [_open_file(path / file, str(path / file)) for file in chosen]
+
+
+def _is_saved(path: Path) -> bool:
+    return any((path / name).is_file() for name in SAVED)
+
+
+def _open_saved(path: Path, asked: Asked) -> Part:
+    import datasets
+
+    found = datasets.load_from_disk(str(path))
+    return _dataset(found if isinstance(found, datasets.DatasetDict) else {asked.split: found}, asked, str(path))
+
+
+def _open_hub(source: str, asked: Asked) -> Part:
+    """`datasets` downloads into its own cache; what it lacks it says in the names of its exceptions."""
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+    datasets.disable_progress_bars()
+    try:
+        found = datasets.load_dataset(asked.name, asked.config, split=asked.split)
+    except DatasetNotFoundError:
+        raise UserError(
+            f"There is no dataset {asked.name} here or on the Hugging Face hub, or it needs a login.",
+            "Check the name; for a gated dataset, accept its terms on its page and run `hf auth login`.",
+        ) from None
+    except ValueError as error:  # an unknown config or split: the message lists those that there are
+        raise UserError(f"{source}: {' '.join(str(error).split())}", "Write it as name:config@split.") from None
+    except OSError:
+        raise UserError(
+            f"There is no file or folder {asked.name}, and the Hugging Face hub cannot be reached.",
+            "Check the path, or the network; a dataset that was downloaded elsewhere can be given as a folder.",
+        ) from None
+    except DatasetsError as error:
+        raise UserError(
+            f"{source} cannot be made into rows ({type(error).__name__}).", "Give its files as a folder instead."
+        ) from None
+    return _dataset(found if isinstance(found, Mapping) else {asked.split: found}, asked, source)
+
+
+def _dataset(splits: Mapping[str | None, Any], asked: Asked, source: str) -> Part:
+    split = asked.split if asked.split or len(splits) > 1 else next(iter(splits))
+    if split not in splits:
+        names = [str(name) for name in splits]
+        missing = f"has no split {split}" if split else "has several splits"
+        hint = did_you_mean(split or "", names)
+        raise UserError(f"{source} {missing}.", f"{hint} Write it as {asked.name}@{names[0]}.")
+    arrow = splits[split].with_format("arrow")
+    return Table(source, len(arrow), lambda start, stop: arrow[start:stop].to_pylist())
 
 
 def _not_found(path: Path, source: str) -> UserError:
@@ -229,15 +137,3 @@ def _not_found(path: Path, source: str) -> UserError:
         return UserError(f"{source} does not exist, nor does the folder {path.parent}.", "Check the path.")
     names = sorted(file.name for file in path.parent.iterdir() if file.name.lower().endswith(SUFFIXES))
     return UserError(f"{source} does not exist.", did_you_mean(path.name, names) if names else "Check the path.")
-
-
-def _unpack(path: Path, file: str) -> bytes:
-    try:
-        with gzip.open(path) as stream:
-            return stream.read()
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise UserError(f"{file} cannot be unpacked ({type(error).__name__}).", "Is it complete?") from None
-
-
-def _stamp(stat: os.stat_result) -> tuple[int, int]:
-    return stat.st_size, stat.st_mtime_ns

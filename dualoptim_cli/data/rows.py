@@ -1,0 +1,187 @@
+"""Rows by number: where each one is, and how to read it again.
+
+A text file is read once from end to end to find where its rows are; afterwards a row is read again from its
+position, so that a million rows cost their positions and not their text.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+from array import array
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, Protocol
+
+from dualoptim_cli.data.formats import (
+    BadRow,
+    Decode,
+    Split,
+    csv_decoder,
+    decode_json,
+    json_split,
+    split_csv,
+)
+from dualoptim_cli.errors import ExitCode, UserError
+
+BOM = b"\xef\xbb\xbf"
+UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+class Row(NamedTuple):
+    """One row as the source has it, and where it stands: `line` counts from 1 (rows, where there are no lines)."""
+
+    values: Mapping[str, Any]
+    file: str
+    line: int
+
+
+class Part(Protocol):
+    """One file or dataset: `scan` goes through it once and indexes it; `row` reads one row again."""
+
+    notes: list[str]
+
+    def scan(self) -> Iterator[Row | UserError]: ...
+    def row(self, index: int) -> Row: ...
+    def __len__(self) -> int: ...
+
+
+class Rows:
+    """Every row of a source, its parts one after the other."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._parts = parts
+        self._ends: list[int] = []
+
+    @property
+    def notes(self) -> list[str]:
+        """What was put right while reading, one sentence each."""
+        return [note for part in self._parts for note in part.notes]
+
+    def scan(self) -> Iterator[Row | UserError]:
+        """Go through all rows once, in order; what cannot be read comes as the error it is."""
+        self._ends = []
+        for part in self._parts:
+            yield from part.scan()
+            self._ends.append(len(part) + (self._ends[-1] if self._ends else 0))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> Row:
+        part = bisect_right(self._ends, index)
+        return self._parts[part].row(index - (self._ends[part - 1] if part else 0))
+
+
+class TextFile:
+    """The rows of one text file: their positions in memory, their text on disk.
+
+    A gzip file cannot be entered in the middle: it is unpacked once, in memory, because rows that are to be
+    forgotten should not come to rest in a temporary file.
+    """
+
+    def __init__(self, path: Path, file: str) -> None:
+        self.path = path
+        self.file = file
+        self.notes: list[str] = []
+        self._starts, self._sizes, self._lines = array("q"), array("q"), array("q")
+        self._unpacked = _unpack(path, file) if path.suffix.lower() == ".gz" else None
+        self._stamp = _stamp(path.stat())
+        self._decode: Decode = decode_json
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def scan(self) -> Iterator[Row | UserError]:
+        for index in (self._starts, self._sizes, self._lines):
+            del index[:]
+        with self._open() as stream:
+            try:
+                begin = self._skip_mark(stream)
+                split, self._decode = self._format(stream)
+            except BadRow as fault:
+                yield fault.at(self.file, 1)
+                return
+            stream.seek(begin)
+            for start, line, raw in split(stream):
+                yield self._indexed(start, line, raw)
+
+    def row(self, index: int) -> Row:
+        with self._open() as stream:
+            if self._unpacked is None and _stamp(os.fstat(stream.fileno())) != self._stamp:
+                raise UserError(
+                    f"{self.file} has changed since it was read.",
+                    "Leave the data alone while a run uses it, and start again.",
+                    ExitCode.INTEGRITY,
+                )
+            stream.seek(self._starts[index])
+            raw = stream.read(self._sizes[index])
+        return Row(self._decode(raw), self.file, self._lines[index])
+
+    def _open(self) -> BinaryIO:
+        if self._unpacked is not None:
+            return io.BytesIO(self._unpacked)
+        try:
+            return self.path.open("rb")
+        except OSError as error:
+            raise UserError(f"{self.file} cannot be opened ({error.strerror}).", "Check its permissions.") from None
+
+    def _skip_mark(self, stream: BinaryIO) -> int:
+        head = stream.read(3)
+        if head[:2] in UTF16:
+            raise BadRow("is UTF-16", "Save the file as UTF-8.")
+        if head == BOM:
+            self.notes = [f"{self.file} begins with a byte-order mark, which was skipped."]
+        return stream.seek(len(BOM) if head == BOM else 0)
+
+    def _format(self, stream: BinaryIO) -> tuple[Split, Decode]:
+        if ".csv" in self.path.suffixes[-2:]:
+            return split_csv, csv_decoder(stream)
+        return json_split(stream), decode_json
+
+    def _indexed(self, start: int, line: int, raw: bytes | BadRow) -> Row | UserError:
+        if isinstance(raw, BadRow):
+            return raw.at(self.file, line)
+        try:
+            values = self._decode(raw)
+        except BadRow as fault:
+            return fault.at(self.file, line)
+        self._starts.append(start)
+        self._sizes.append(len(raw))
+        self._lines.append(line)
+        return Row(values, self.file, line)
+
+
+class Table:
+    """The rows of something that gives them by number: Arrow, a Hugging Face dataset, a plain list."""
+
+    def __init__(self, name: str, size: int, read: Callable[[int, int], Sequence[Mapping[str, Any]]]) -> None:
+        self.notes: list[str] = []
+        self._name = name
+        self._size = size
+        self._read = read
+
+    def __len__(self) -> int:
+        return self._size
+
+    def scan(self) -> Iterator[Row | UserError]:
+        for start in range(0, self._size, 1000):
+            for offset, values in enumerate(self._read(start, min(start + 1000, self._size)), start + 1):
+                yield Row(values, self._name, offset)
+
+    def row(self, index: int) -> Row:
+        return Row(self._read(index, index + 1)[0], self._name, index + 1)
+
+
+def _unpack(path: Path, file: str) -> bytes:
+    try:
+        with gzip.open(path) as stream:
+            return stream.read()
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise UserError(f"{file} cannot be unpacked ({type(error).__name__}).", "Is it complete?") from None
+
+
+def _stamp(stat: os.stat_result) -> tuple[int, int]:
+    return stat.st_size, stat.st_mtime_ns
