@@ -37,6 +37,8 @@ from dualoptim_cli.train.events import (
 
 Clock = Callable[[], float]
 FRAME_SECONDS = 0.25
+MARGIN = 2  # columns left free for the ^C that a terminal writes at the cursor
+WIDEST = 200
 MOST_OF_THE_RUN = 0.01  # share of the time that drawing may take: a slow terminal is drawn on less often
 
 
@@ -70,10 +72,13 @@ class LivePanel:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._progress.over = True
-        self._live.stop()
+        try:
+            self._stop.set()
+            self._thread.join()
+            self._progress.over = True
+        finally:
+            with suppress(OSError):
+                self._live.stop()
 
     def __call__(self, event: Event) -> None:
         """Take an event: constant time, no drawing, but for a note."""
@@ -86,7 +91,7 @@ class LivePanel:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         width, height = console.size
-        frame = panel.Frame(width, height - 1, self._title, self._subtitle, self._glyphs)
+        frame = panel.Frame(min(width - MARGIN, WIDEST), height - 1, self._title, self._subtitle, self._glyphs)
         with self._lock:
             drawn = panel.draw(self._progress, frame, self._clock())
         yield drawn
@@ -231,7 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     console = Console(stderr=True)
     watcher = PlainLines(sys.stderr) if chosen.plain else watch(console, title="dualopt", subtitle="a made-up run")
-    with watcher:
+    with suppress(KeyboardInterrupt), watcher:
         for seconds, event in rehearse(chosen.steps, chosen.layers):
             time.sleep(seconds / chosen.speed)
             watcher(event)

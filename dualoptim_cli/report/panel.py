@@ -213,7 +213,7 @@ def _conflict(progress: Progress, width: int, rows: int, glyphs: Glyphs) -> list
 
 def _layers(progress: Progress, width: int, rows: int, glyphs: Glyphs) -> list[Text]:
     """The strip by layer: one column or more a layer, neighbours averaged where they are too many."""
-    names = list(progress.conflict_by_layer)
+    names = [text.safe(name) for name in progress.conflict_by_layer]
     if not names:
         return []
     room = _chart_width(width)

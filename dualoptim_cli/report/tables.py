@@ -17,6 +17,12 @@ WHOLE = "model"  # where the scores of the whole model stand, beside the sets
 GAP = 2
 
 
+def before_after(before: Results, after: Results, reference: Results | None = None, *, width: int = 80) -> Table:
+    """The table at the end of a run; `reference` is a model that never saw the forget rows, where there is one."""
+    beside = {"reference": reference} if reference else {}
+    return scores({"before": before, "after": after, **beside}, width=width)
+
+
 def scores(results: Mapping[str, Results], *, width: int = 80) -> Table:
     """Put measurements side by side, a row for each set and metric, under the names they are given by.
 
