@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from dualoptim_cli.data import Examples, Records, Schedule
-    from dualoptim_cli.evaluate import Results
+    from dualoptim_cli.evaluate.results import Results
     from dualoptim_cli.model.load import Loaded, Located
     from dualoptim_cli.objectives.forward import Task
     from dualoptim_cli.record.folder import RunFolder
@@ -67,8 +67,14 @@ class Outcome:
 
 def check_settings(config: RunConfig) -> None:
     """Find every fault of a config that can be found without its data and model; raise them together."""
+    import torch
+
     from dualoptim_cli.objectives import check_objectives
-    from dualoptim_cli.optim import check_optimizer
+    from dualoptim_cli.optim import build_optimizer
+
+    def optimizer() -> None:
+        probe = torch.zeros(2, 2, requires_grad=True)
+        build_optimizer(config.optimizer.name, [("probe", probe)], lr=1.0, **_optimizer_settings(config))
 
     def retain() -> None:
         if len(config.objectives) < 2 and not config.allow_no_retain:
@@ -80,7 +86,7 @@ def check_settings(config: RunConfig) -> None:
     faults: list[UserError] = []
     checks: tuple[Callable[[], None], ...] = (
         lambda: check_objectives(config.objectives),
-        lambda: check_optimizer(config.optimizer.name, **_optimizer_settings(config)),
+        optimizer,
         retain,
     )
     for check in checks:
@@ -125,7 +131,7 @@ def unlearn(
 
         settings = config.model.model_dump(exclude={"name", "mixed_precision"})
         loaded = load(located, **settings)
-    examples = _encode(config, records, loaded, on_event)
+    examples = _encode(config, records, loaded)
     before = _before(config, folder, examples, loaded, on_event)
     knew = _knew(before)
     if not knew:
@@ -213,21 +219,18 @@ def _collected(faults: list[UserError]) -> Iterator[None]:
 
 
 @contextmanager
-def _phase(name: str, on_event: OnEvent) -> Iterator[None]:
+def _phase(name: str, on_event: OnEvent, total: int = 0) -> Iterator[Callable[[int], None]]:
+    """Tell of a phase; call what it yields with the number of units done."""
     begun = time.perf_counter()
-    on_event(PhaseStarted(name))
-    yield
+    on_event(PhaseStarted(name, total))
+    yield lambda done: on_event(PhaseAdvanced(name, done))
     on_event(PhaseEnded(name, time.perf_counter() - begun))
 
 
-def _encode(
-    config: RunConfig, records: Mapping[str, Records], loaded: Loaded, on_event: OnEvent
-) -> dict[str, Examples]:
+def _encode(config: RunConfig, records: Mapping[str, Records], loaded: Loaded) -> dict[str, Examples]:
     from dualoptim_cli.data import Encoder, Examples
 
     encoder = Encoder(loaded.tokenizer, template=config.data.template, max_length=config.data.max_length)
-    for note in encoder.notes:
-        on_event(Note(note, "warning"))
     return {name: Examples(found, encoder) for name, found in records.items()}
 
 
@@ -235,7 +238,7 @@ def _before(
     config: RunConfig, folder: RunFolder, examples: Mapping[str, Examples], loaded: Loaded, on_event: OnEvent
 ) -> Results:
     """The measurement of the model as it was; a run that goes on has it on disk."""
-    from dualoptim_cli.evaluate import Results
+    from dualoptim_cli.evaluate.results import Results
 
     known = folder.read_metrics()
     if "before" in known:
@@ -248,7 +251,7 @@ def _before(
 def _measure(
     config: RunConfig, examples: Mapping[str, Examples], loaded: Loaded, name: str, on_event: OnEvent
 ) -> Results:
-    from dualoptim_cli.evaluate import measure
+    from dualoptim_cli.evaluate.evaluator import measure
 
     return measure(
         loaded.model,
@@ -349,25 +352,28 @@ class _Run:
 
     def _tasks(self, schedule: Schedule) -> dict[str, Task]:
         """The objectives bound to their rows, with the reference likelihoods they need computed once."""
-        from dualoptim_cli.data import Refusals
-        from dualoptim_cli.objectives.forward import build_task
+        from dualoptim_cli.data import draw_refusal, load_refusals
+        from dualoptim_cli.objectives.forward import build_task, train_only_asked
+        from dualoptim_cli.objectives.reference import Frozen
 
-        refusals = Refusals(self.config.data.refusals, seed=self.config.seed)
-        tasks = {}
-        for name, part in self.config.objectives.items():
-            task = build_task(name, part.loss, self.examples[name], options=part.options, refusal=refusals.of)
-            if task.needs_reference:
-                label = f"Reference likelihoods of {name}"
-                rows = sorted(schedule.rows_used(name, self.plan.steps))
-                self.on_event(PhaseStarted(label, len(rows)))
-                begun = time.perf_counter()
-                task.prepare(
-                    self.loaded.model,
-                    rows,
-                    on_progress=lambda done, _, label=label: self.on_event(PhaseAdvanced(label, done)),
-                )
-                self.on_event(PhaseEnded(label, time.perf_counter() - begun))
-            tasks[name] = task
+        refusals, seed = load_refusals(self.config.data.refusals), self.config.seed
+
+        def refusal(row: int) -> str:
+            return draw_refusal(refusals, seed=seed, row=row)
+
+        frozen, model = Frozen(), self.loaded.model
+        tasks = {
+            name: build_task(
+                name, part.loss, self.examples[name], options=part.options, refusal=refusal, frozen=frozen, seed=seed
+            )
+            for name, part in self.config.objectives.items()
+        }
+        train_only_asked(model, tasks.values())
+        for name, task in tasks.items():
+            if task.dump():
+                rows = schedule.rows_used(name, self.plan.steps)
+                with _phase(f"Reference of {name}", self.on_event, len(rows)) as advance:
+                    task.prepare(model, rows, on_progress=lambda done, _, advance=advance: advance(done))
         return tasks
 
     def _optimizer(self) -> Optimizer:

@@ -108,7 +108,7 @@ def unlearn(
         return
     quiet_libraries()
     target = out or _default_out(resolved)
-    with _panel(quiet=quiet or json) as on_event, _stop_on_signal() as should_stop:
+    with _panel(resolved.config.model.name, quiet=quiet or json) as on_event, _stop_on_signal() as should_stop:
         from dualoptim_cli.job import unlearn as run
 
         outcome = run(resolved.config, target, force=force, resume=resume, on_event=on_event, should_stop=should_stop)
@@ -155,22 +155,21 @@ def _default_out(resolved: Resolved) -> Path:
 
 
 @contextmanager
-def _panel(*, quiet: bool) -> Iterator[OnEvent]:
+def _panel(subtitle: str, *, quiet: bool) -> Iterator[OnEvent]:
     """The live panel on a terminal, plain lines elsewhere, nothing when quiet."""
     if quiet:
         yield lambda _: None
         return
-    from dualoptim_cli.report.live import LivePanel, PlainLines
+    from dualoptim_cli.report.live import watch
 
-    console = screen()
-    with LivePanel(console) if console.is_terminal else PlainLines(console.file) as panel:
+    with watch(screen(), title="dualopt unlearn", subtitle=subtitle) as panel:
         yield panel
 
 
 @contextmanager
 def _stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Turn the first Ctrl-C or SIGTERM into "stop after this step"; the second stops at once."""
-    asked = []
+    asked: list[bool] = []
 
     def note(*_: Any) -> None:
         if asked:
@@ -188,6 +187,6 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
 def _show_outcome(outcome: Outcome) -> None:
     from dualoptim_cli.report.tables import before_after
 
-    show(before_after(outcome.before, outcome.after))
+    show(before_after(outcome.before, outcome.after, width=screen().width))
     show(outcome.verdict)
     show(f"The model is in {outcome.out / 'model'}, and loads with from_pretrained.")

@@ -13,9 +13,9 @@ from torch import Tensor
 from dualoptim_cli.data import Encoded, Examples, Record, collate
 from dualoptim_cli.evaluate.generate import Advance, generate
 from dualoptim_cli.evaluate.metrics import Likelihoods, Row
-from dualoptim_cli.objectives.forward import device_of
+from dualoptim_cli.objectives.heads import device_of
 from dualoptim_cli.objectives.likelihood import nll, targets
-from dualoptim_cli.objectives.passes import over_tokens
+from dualoptim_cli.objectives.passes import over_logits
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 
@@ -118,7 +118,7 @@ class Observer:
             rows = order[first : first + self.batch_size]
             batch = collate([encoded[row] for row in rows], 0).to(device_of(self.model))
             target, counted = targets(batch.labels)
-            figures = over_tokens(self.model, batch, counted, target, measure).double().cpu()
+            figures = over_logits(self.model, batch, counted, target, measure).double().cpu()
             parts = figures.split(counted.sum(1).tolist())
             for row, part in zip(rows, parts, strict=True):
                 found[row] = part.numpy()

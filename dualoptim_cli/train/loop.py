@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 class Task(Protocol):
     """What the loop needs of an objective bound to its rows (see `objectives.forward`)."""
 
-    def units(self, rows: Sequence[int]) -> int: ...
-    def tokens(self, rows: Sequence[int]) -> int: ...
-    def loss(self, model: torch.nn.Module, rows: Sequence[int]) -> torch.Tensor: ...
+    def units(self, rows: Sequence[int], *, draw: int) -> int: ...
+    def tokens(self, rows: Sequence[int], *, draw: int) -> int: ...
+    def loss(self, model: torch.nn.Module, rows: Sequence[int], *, draw: int) -> torch.Tensor: ...
 
 
 class Conflict(Protocol):
@@ -104,11 +104,12 @@ def train(
         torch.manual_seed(_mix(settings.seed, step))
         turns = schedule.at(step)
         _aim(optimizer, turns, learning_rate(step, settings))
-        losses = _gradients(accelerator, prepared, tasks, turns, weights or {}, settings.micro_batch)
+        losses = _gradients(accelerator, prepared, tasks, turns, weights or {}, settings.micro_batch, step)
         norm = _clip(accelerator, stepper, model, settings.max_grad_norm)
         _check_finite(step + 1, turns, losses, norm if accelerator.scaler is None else 0.0)
         stepper.step()
         stepper.zero_grad(set_to_none=True)
+        tokens = sum(tasks[turn.objective].tokens(turn.rows, draw=step) for turn in turns)
         step += 1
         conflict = measure_conflict(optimizer) if _is_due(step, settings) else None
         on_event(
@@ -117,7 +118,7 @@ def train(
                 losses=losses,
                 lrs={turn.objective: _rate(optimizer, turn.objective) for turn in turns},
                 grad_norm=norm,
-                tokens=sum(tasks[turn.objective].tokens(turn.rows) for turn in turns),
+                tokens=tokens,
                 seconds=time.perf_counter() - begun,
                 memory=_memory(accelerator.device),
                 conflict=conflict.overall if conflict else None,
@@ -160,15 +161,16 @@ def _gradients(
     turns: Sequence[Turn],
     weights: Mapping[str, float],
     micro_batch: int,
+    step: int,
 ) -> dict[str, float]:
     """Accumulate each objective's gradient over its rows; return the losses, means over the effective batch."""
     losses = {}
     for turn in turns:
         task, total = tasks[turn.objective], 0.0
-        units = task.units(turn.rows)
+        units = task.units(turn.rows, draw=step)
         for rows in _pieces(turn.rows, micro_batch):
             with accelerator.autocast():
-                loss = task.loss(model, rows) / units
+                loss = task.loss(model, rows, draw=step) / units
             accelerator.backward(loss * weights.get(turn.objective, 1.0))
             total += float(loss.detach())
         losses[turn.objective] = total
