@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import JustifyMethod
@@ -11,9 +11,10 @@ from rich.text import Text
 
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.report import text
+from dualoptim_cli.report.compare import News, difference, news, score_at, side_by_side
 
-GOOD, BAD, QUIET = "sea_green3", "bold indian_red", "bright_black"
-WHOLE = "model"  # where the scores of the whole model stand, beside the sets
+QUIET = "bright_black"
+NEWS_STYLES: dict[News, str] = {"good": "sea_green3", "bad": "bold indian_red", "unsure": QUIET, "neutral": ""}
 GAP = 2
 
 
@@ -32,7 +33,7 @@ def scores(results: Mapping[str, Results], *, width: int = 80) -> Table:
     """
     compared = list(results.values())
     header = ["set", "metric", *results, *(["change"] if len(compared) > 1 else []), "wanted"]
-    found = list(_found(compared))
+    found = list(side_by_side(compared))
     rows = [_row(path, row, intervals=True) for path, row in found]
     if _needs(header, rows) > width:
         rows = [_row(path, row, intervals=False) for path, row in found]
@@ -51,7 +52,7 @@ def attacks(before: Results, after: Results, *, width: int = 80) -> Table:
     ]
 
     def row(attack: str, name: str, metric: str, attacked: Score, intervals: bool) -> list[Text]:
-        plain, then = _score(after, name, metric), _score(before, name, metric)
+        plain, then = score_at(after, (name, metric)), score_at(before, (name, metric))
         cells = [_cell(then, False), _cell(plain, False), _cell(attacked, intervals)]
         return [*(Text(text.safe(part)) for part in (attack, name, metric)), *cells, _change(plain, attacked)]
 
@@ -60,24 +61,6 @@ def attacks(before: Results, after: Results, *, width: int = 80) -> Table:
         rows = [row(*item, intervals=False) for item in found]
     reasons = [f"{attack}.{name}.{metric}: {score.reason}" for attack, name, metric, score in found if score.reason]
     return _table(header, _without_repeats(rows), numbers=range(3, 7), caption=reasons)
-
-
-Found = tuple[tuple[str, str], list[Score | None]]
-
-
-def _found(results: Sequence[Results]) -> Iterator[Found]:
-    """Each set and metric that any of the results has, with what each of them says of it."""
-    paths = [(name, metric) for result in results for name, metrics in result.sets.items() for metric in metrics]
-    whole = [(WHOLE, metric) for result in results for metric in result.summary]
-    names = list(dict.fromkeys(name for name, _ in paths))
-    in_sets = sorted(dict.fromkeys(paths), key=lambda path: names.index(path[0]))
-    for name, metric in [*in_sets, *dict.fromkeys(whole)]:
-        yield (name, metric), [_score(result, name, metric) for result in results]
-
-
-def _score(result: Results, name: str, metric: str) -> Score | None:
-    metrics = result.summary if name == WHOLE and name not in result.sets else result.sets.get(name, {})
-    return metrics.get(metric)
 
 
 def _row(path: tuple[str, str], row: Sequence[Score | None], *, intervals: bool) -> list[Text]:
@@ -107,37 +90,10 @@ def _bound(value: float) -> str:
 
 
 def _change(before: Score | None, after: Score | None) -> Text:
-    if not before or not after or before.value is None or after.value is None:
+    change = difference(before, after)
+    if change is None or before is None or after is None:
         return Text()
-    written = text.typographic(f"{after.value - before.value:+.3f}")
-    if _overlap(before, after):
-        return Text(written, QUIET)
-    return Text(written, {True: GOOD, False: BAD, None: ""}[_is_improvement(before, after)])
-
-
-def _overlap(before: Score, after: Score) -> bool:
-    """Whether the intervals touch: then the change may be chance."""
-    bounds = (before.low, before.high, after.low, after.high)
-    if None in bounds:
-        return before.value == after.value
-    low, high, new_low, new_high = (bound or 0.0 for bound in bounds)
-    return low <= new_high and new_low <= high
-
-
-def _is_improvement(before: Score, after: Score) -> bool | None:
-    """Whether the change goes where this metric should go; None where it should go nowhere."""
-    assert before.value is not None
-    assert after.value is not None
-    match after.better:
-        case "higher":
-            return after.value > before.value
-        case "lower":
-            return after.value < before.value
-        case "neither":
-            return None
-        case target:
-            goal = float(target.removeprefix("near "))
-            return abs(after.value - goal) < abs(before.value - goal)
+    return Text(text.typographic(f"{change:+.3f}"), NEWS_STYLES[news(before, after)])
 
 
 def _needs(header: Sequence[str], rows: Sequence[Sequence[Text]]) -> int:

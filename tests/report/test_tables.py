@@ -6,9 +6,11 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dualoptim_cli.evaluate.results import Better, Results, Score
 from dualoptim_cli.report import tables
+from dualoptim_cli.report.compare import News, news
 
 
 def score(value: float, better: Better = "higher", margin: float | None = 0.01) -> Score:
@@ -58,19 +60,26 @@ def test_intervals_give_way_on_a_narrow_screen_and_every_line_fits() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "better", "style"),
+    ("before", "after", "better", "told"),
     [
-        (0.9, 0.1, "lower", tables.GOOD),
-        (0.9, 0.1, "higher", tables.BAD),
-        (0.1, 0.9, "higher", tables.GOOD),
-        (0.5, 0.505, "higher", tables.QUIET),
-        (0.9, 0.52, "near 0.5", tables.GOOD),
-        (0.0, 0.4, "near 0", tables.BAD),
-        (0.9, 0.1, "neither", ""),
+        (0.9, 0.1, "lower", "good"),
+        (0.9, 0.1, "higher", "bad"),
+        (0.1, 0.9, "higher", "good"),
+        (0.5, 0.505, "higher", "unsure"),
+        (0.9, 0.52, "near 0.5", "good"),
+        (0.0, 0.4, "near 0", "bad"),
+        (0.9, 0.1, "neither", "neutral"),
     ],
 )
-def test_a_change_has_the_colour_of_its_news(before: float, after: float, better: Better, style: str) -> None:
-    assert tables._change(score(before, better), score(after, better)).style == style
+def test_a_change_has_the_colour_of_its_news(before: float, after: float, better: Better, told: News) -> None:
+    assert news(score(before, better), score(after, better)) == told
+    sides = [Results({"set": {"metric": score(value, better)}}) for value in (before, after)]
+    shown = "\n".join(drawn(tables.before_after(*sides), colour=True))
+    coloured = Text(f"{after - before:+.3f}".replace("-", "−"), tables.NEWS_STYLES[told])
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="256", legacy_windows=False)
+    with console.capture() as capture:
+        console.print(coloured, end="")
+    assert capture.get() in shown
 
 
 def test_what_is_not_available_says_why_below() -> None:

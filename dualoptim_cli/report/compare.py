@@ -1,0 +1,60 @@
+"""Measurements beside each other: what each says of a metric, and whether a change is good news. Draws nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+from dualoptim_cli.evaluate.results import Results, Score
+
+News = Literal["good", "bad", "unsure", "neutral"]
+WHOLE = "model"  # where the scores of the whole model stand, beside the sets
+Path = tuple[str, str]  # set, metric
+
+
+def side_by_side(results: Sequence[Results]) -> Iterator[tuple[Path, list[Score | None]]]:
+    """Yield each set and metric that any of the results has, set by set, with what each of them says of it."""
+    paths = [(name, metric) for result in results for name, metrics in result.sets.items() for metric in metrics]
+    whole = [(WHOLE, metric) for result in results for metric in result.summary]
+    names = list(dict.fromkeys(name for name, _ in paths))
+    in_sets = sorted(dict.fromkeys(paths), key=lambda path: names.index(path[0]))
+    for path in [*in_sets, *dict.fromkeys(whole)]:
+        yield path, [score_at(result, path) for result in results]
+
+
+def score_at(result: Results, path: Path) -> Score | None:
+    """The score of a set or of the whole model, or None where it was not measured."""
+    name, metric = path
+    metrics = result.summary if name == WHOLE and name not in result.sets else result.sets.get(name, {})
+    return metrics.get(metric)
+
+
+def difference(before: Score | None, after: Score | None) -> float | None:
+    """The change in value, or None where one of them has none."""
+    if before is None or after is None or before.value is None or after.value is None:
+        return None
+    return after.value - before.value
+
+
+def news(before: Score, after: Score) -> News:
+    """Whether a change goes where the metric should go; `unsure` where the intervals touch, so it may be chance."""
+    assert before.value is not None
+    assert after.value is not None
+    if _touch(before, after):
+        return "unsure"
+    match after.better:
+        case "higher":
+            return "good" if after.value > before.value else "bad"
+        case "lower":
+            return "good" if after.value < before.value else "bad"
+        case "neither":
+            return "neutral"
+        case target:
+            goal = float(target.removeprefix("near "))
+            return "good" if abs(after.value - goal) < abs(before.value - goal) else "bad"
+
+
+def _touch(before: Score, after: Score) -> bool:
+    if before.low is None or before.high is None or after.low is None or after.high is None:
+        return before.value == after.value
+    return before.low <= after.high and after.low <= before.high
