@@ -38,7 +38,7 @@ def measure(
     is what this function returned for a model retrained without the forget rows. The model is put in evaluation
     mode and back, and no random state of torch is used.
     """
-    asked = {name: questions(each, sample_rows(len(each.records), rows, seed, name)) for name, each in sets.items()}
+    asked = {name: questions(each, sample_rows(len(each), rows, seed, name)) for name, each in sets.items()}
     total = sum(question.units for of_set in asked.values() for question in of_set)
     with _evaluating(model), _told(phase, total, on_event) as advance:
         found = {

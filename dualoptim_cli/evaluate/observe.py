@@ -49,10 +49,10 @@ class Question:
 def questions(examples: Examples, numbers: Sequence[int]) -> list[Question]:
     """Tokenise the rows of these numbers and all of their answers."""
     encoder = examples.encoder
-    records = [examples.records[number] for number in numbers]
+    records = [examples.record(number) for number in numbers]
     others = [(*record.paraphrased, *record.perturbed) for record in records]
     repeated = [record for record, texts in zip(records, others, strict=True) for _ in texts]
-    encoded = encoder.encode(records)
+    encoded = examples.encode(numbers)
     alternatives = iter(encoder.encode(repeated, [text for texts in others for text in texts]) if repeated else ())
     found = []
     for record, own, texts in zip(records, encoded, others, strict=True):
@@ -97,7 +97,7 @@ class Observer:
             true = losses[: len(question.record.paraphrased)]
             rows.append(
                 Row(
-                    answer=question.record.answer,
+                    answer=question.record.answer if question.asks else self._text(question.ids) or "",
                     likelihoods=Likelihoods(own[at][:, 0], own[at][:, 1] > 0, own[at][:, 2]),
                     found=self._text(found[at]),
                     found_ids=found[at] or (),
@@ -119,7 +119,7 @@ class Observer:
             batch = collate([encoded[row] for row in rows], 0).to(device_of(self.model))
             target, counted = targets(batch.labels)
             figures = over_logits(self.model, batch, counted, target, measure).double().cpu()
-            parts = figures.split(counted.sum(1).tolist())
+            parts = torch.split(figures, counted.sum(1).tolist())
             for row, part in zip(rows, parts, strict=True):
                 found[row] = part.numpy()
             self.advance(len(rows))

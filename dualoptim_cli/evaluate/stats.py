@@ -16,7 +16,7 @@ def mean(values: Array) -> Array:
     known = ~np.isnan(values)
     count = known.sum(-1)
     total = np.where(known, values, 0.0).sum(-1)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
 
 
 def resamples(rows: int, rng: np.random.Generator, draws: int = DRAWS) -> Iterator[npt.NDArray[np.int64]]:
@@ -45,7 +45,8 @@ def interval(drawn: Array) -> tuple[float, float]:
 def harmonic_mean(values: Array) -> Array:
     """Return the harmonic means over the first axis: 0 where one value is 0, NaN where one is NaN."""
     with np.errstate(divide="ignore"):
-        return np.where(values.min(0) > 0, 1 / np.mean(1 / values, axis=0), np.minimum(values.min(0), 0.0))
+        mean_of_inverse = np.mean(1 / values, axis=0)
+    return np.asarray(np.where(values.min(0) > 0, 1 / mean_of_inverse, np.minimum(values.min(0), 0.0)))
 
 
 def auc(members: Array, others: Array) -> float:
