@@ -60,7 +60,7 @@ class Alternatives:
 
     def _write(self, model: nn.Module, rows: Sequence[int]) -> dict[int, list[str]]:
         found: dict[int, dict[str, str]] = {row: {} for row in rows}
-        true = {row: _plain(self._examples.records[row].answer) for row in rows}
+        true = {row: _plain(self._examples.record(row).answer) for row in rows}
         for turn in range(ROUNDS):
             lacking = [row for row in rows if len(found[row]) < self._samples]
             if not lacking:
@@ -85,7 +85,7 @@ class Alternatives:
 
     def _nothing_else(self, row: int) -> UserError:
         return UserError(
-            f"{self._examples.records[row].where}: altpo found no other answer in {ROUNDS} rounds.",
+            f"{self._examples.record(row).where}: altpo found no other answer in {ROUNDS} rounds.",
             "Raise its options.temperature, or use dpo or npo.",
         )
 

@@ -1,0 +1,112 @@
+"""What a pass runs, and what it holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dualoptim_cli.objectives import passes
+from dualoptim_cli.objectives.heads import head_of
+
+from .fakes import VOCABULARY, letter_examples, tiny_llama
+
+
+@pytest.mark.parametrize("positions", [1, 5, 1000])
+def test_the_head_sees_counted_positions_alone_and_few_at_a_time(
+    positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "CHUNK", positions * VOCABULARY)
+    model, batch = tiny_llama(), letter_examples().batch([1, 4])
+    head_of(model, batch)
+    seen: list[int] = []
+    model.lm_head.register_forward_hook(lambda _, __, out: seen.append(out.shape[:-1].numel()))
+    found = passes.likelihood(model, batch)
+    assert sum(seen) == batch.answer_tokens
+    assert max(seen) <= positions
+    forward = len(seen)
+    found.total.sum().backward()
+    again = len(seen) - forward
+    assert again == (forward if forward > 1 else 0), "chunks are made again in the backward pass, a single one is not"
+
+
+def test_padding_changes_no_likelihood() -> None:
+    model, examples = tiny_llama().double(), letter_examples()
+    together = passes.likelihood(model, examples.batch([3, 4])).total
+    alone = [passes.likelihood(model, examples.batch([row])).total.item() for row in (3, 4)]
+    assert together.tolist() == pytest.approx(alone, rel=1e-12)
+
+
+def test_a_likelihood_equals_the_models_own_loss() -> None:
+    model, batch = tiny_llama(), letter_examples().batch([0, 1, 2])
+    own = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss
+    ours = passes.likelihood(model, batch).total.sum() / batch.answer_tokens
+    torch.testing.assert_close(ours, own)
+
+
+def test_activations_are_those_a_layer_hands_on_and_no_layer_above_runs() -> None:
+    model, batch = tiny_llama(), letter_examples().batch([0, 1])
+    every = model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, output_hidden_states=True
+    ).hidden_states
+    run: list[int] = []
+    for number, block in enumerate(passes.blocks(model)):
+        block.register_forward_hook(lambda *_, number=number: run.append(number))
+    found = passes.activations(model, batch, 1)
+    torch.testing.assert_close(found, every[2][batch.labels >= 0])
+    assert run == [0, 1]
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # transformers renames it
+def test_gradient_checkpointing_changes_neither_likelihoods_nor_activations() -> None:
+    batch = letter_examples().batch([0, 1])
+
+    def gradients(model: Any) -> list[Tensor]:
+        (passes.likelihood(model, batch).total.sum() + passes.activations(model, batch, 1).sum()).backward()
+        return [p.grad for p in model.parameters()]
+
+    plain, saving = tiny_llama().double(), tiny_llama().double()
+    saving.gradient_checkpointing_enable({"use_reentrant": False})
+    saving.train()
+    torch.testing.assert_close(gradients(saving), gradients(plain.train()))
+
+
+def test_mixed_precision_reaches_both_halves_and_the_recomputation(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = tiny_llama(), letter_examples().batch([0, 1])
+    whole = {}
+    for chunk in (VOCABULARY, 10**9):
+        monkeypatch.setattr(passes, "CHUNK", chunk)
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = passes.likelihood(model, batch).total.sum()
+        loss.backward()
+        whole[chunk] = model.lm_head.weight.grad.clone()
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(whole[VOCABULARY], whole[10**9], rtol=0.05, atol=0.05)
+
+
+def written(model: nn.Module, prompts: list[list[int]], seed: int, temperature: float = 1.0) -> list[list[list[int]]]:
+    return passes.write_answers(model, prompts, count=3, temperature=temperature, longest=6, seed=seed, eos_id=1)
+
+
+def test_sampled_answers_are_a_function_of_the_seed_and_leave_the_random_state_alone() -> None:
+    model, prompts = tiny_llama().train(), [[4, 5, 6], [7, 8]]
+    before = torch.get_rng_state()
+    first = written(model, prompts, seed=1)
+    assert torch.equal(before, torch.get_rng_state())
+    assert model.training
+    assert first == written(model, prompts, seed=1)
+    assert first != written(model, prompts, seed=2)
+    assert [len(answers) for answers in first] == [3, 3]
+    assert all(len(answer) <= 6 and 1 not in answer for answers in first for answer in answers)
+
+
+def test_the_colder_the_sampling_the_nearer_to_the_likeliest_answer() -> None:
+    model = tiny_llama()
+    greedy = model.generate(
+        torch.tensor([[4, 5, 6]]), max_new_tokens=6, do_sample=False, pad_token_id=1, attention_mask=torch.ones(1, 3)
+    )[0, 3:].tolist()
+    for answer in written(model, [[4, 5, 6], [7, 8]], seed=0, temperature=1e-4)[0]:
+        assert answer == greedy[: len(answer)]
