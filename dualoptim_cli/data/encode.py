@@ -157,16 +157,15 @@ class Encoder:
 
     def _count(self, ids: Sequence[int], offsets: Offsets, rendered: Rendered) -> Encoded:
         starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
-        lead = len(self._lead)
-        runs = []
+        opening = () if rendered.opened else self._lead
+        ending = () if rendered.closed else (self.eos_id,)
+        ids, lead, runs = (*opening, *ids, *ending), len(opening), []
         for begin, stop in rendered.answers if offsets else ():
             first = lead + bisect_right(ends, begin)  # the first token that reaches into the answer
             runs.append((max(first, 1), lead + bisect_left(starts, stop)))
-        if rendered.closed:
-            return Encoded((*self._lead, *ids), tuple(runs))
-        whole = (*self._lead, *ids, self.eos_id)
-        first = runs.pop()[0] if runs else max(lead, 1)
-        return Encoded(whole, (*runs, (first, len(whole))))
+        if ending:
+            runs = [*runs[:-1], (runs[-1][0] if runs else max(lead, 1), len(ids))]
+        return Encoded(ids, tuple(runs))
 
 
 LENGTH_HINT = "Raise data.max_length, shorten the row, or choose another data.long_rows."

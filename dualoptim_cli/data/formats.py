@@ -139,12 +139,15 @@ def split_json_array(stream: BinaryIO) -> Iterator[Piece]:
         return
     at, sign = 0, "["
     cursor = _skip_space(text, text.index("[") + 1)
-    while sign in "[," and text[cursor : cursor + 1] != "]":
+    while sign in ("[", ",") and text[cursor : cursor + 1] != "]":
         place, at = _move(place, text[at:cursor]), cursor
         try:
             _, end = _json.raw_decode(text, cursor)
         except json.JSONDecodeError as error:
             yield *_move(place, text[at : error.pos]), BadRow(f"is not valid JSON ({error.msg})", JSON_HINT)
+            return
+        except RecursionError:
+            yield *place, BadRow("is nested too deep for a row", JSON_HINT)
             return
         yield *place, text[cursor:end].encode()
         cursor = _skip_space(text, end)

@@ -74,8 +74,8 @@ class Records(Sequence[Record]):
         self.columns = dict(columns)
         self.fingerprints: NDArray[np.int64] = np.frombuffer(fingerprints, dtype=np.int64)
         self.lengths: NDArray[np.int64] = np.frombuffer(lengths, dtype=np.int64)
-        self.notes = (*rows.notes, *self._repetitions())
         self._rows = rows
+        self.notes = (*rows.notes, *self._repetitions())
 
     @property
     def kind(self) -> Kind:
@@ -135,7 +135,12 @@ def _collect(name: str, rows: Rows, named: Mapping[str, str]) -> Records:
     faults = Faults(name)
     scan = rows.scan()
     head = list(islice(scan, 100))
-    columns = find_columns(name, [row.values for row in head if isinstance(row, Row)], named)
+    try:
+        columns = find_columns(name, [row.values for row in head if isinstance(row, Row)], named)
+    except UserError as unclear:
+        for fault in (unclear, *(row for row in chain(head, scan) if isinstance(row, UserError))):
+            faults.add(fault)
+        faults.raise_all()
     fingerprints, lengths = array("q"), array("q")
     for row in chain(head, scan):
         if isinstance(row, UserError):
@@ -143,8 +148,8 @@ def _collect(name: str, rows: Rows, named: Mapping[str, str]) -> Records:
             continue
         try:
             record = to_record(row, columns)
-        except BadRow as fault:
-            faults.add(fault.at(row.file, row.line))
+        except BadRow as bad:
+            faults.add(bad.at(row.file, row.line))
         else:
             fingerprints.append(hash((fold(record.prompt), fold(record.answer))))
             lengths.append(len(record.prompt) + len(record.answer))

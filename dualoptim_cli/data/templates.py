@@ -22,12 +22,14 @@ class Rendered:
     """A record as the model reads it.
 
     `answers` are the character ranges that the assistant says, with the mark that ends its turn; `closed` tells
-    that the last one has such a mark, so that it needs no end-of-sequence token.
+    that the last one has such a mark, so that it needs no end-of-sequence token, and `opened` that the text begins
+    as the template wants it to, so that the tokenizer puts nothing in front.
     """
 
     text: str
     answers: tuple[tuple[int, int], ...]
     closed: bool = False
+    opened: bool = False
 
 
 class Template(Protocol):
@@ -141,7 +143,7 @@ def _mark(text: str, frame: Sequence[str], said: Sequence[str], *, last_only: bo
         start = position + len(before)
         position = start + len(turn)
         spans.append((start, position + (len(ending) if behind.startswith(ending) else 0)))
-    return Rendered(text[: spans[-1][1]], tuple(spans[-1:] if last_only else spans), closed=bool(ending))
+    return Rendered(text[: spans[-1][1]], tuple(spans[-1:] if last_only else spans), closed=bool(ending), opened=True)
 
 
 def choose_template(tokenizer: PreTrainedTokenizerFast, setting: str) -> Template:

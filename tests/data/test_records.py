@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dualoptim_cli.data import Records, check_overlap, load_records, make_records
+from dualoptim_cli.errors import ExitCode, UserError
+
+ROWS = [{"question": f"who is number {n}?", "answer": f"the {n}th näme\nof all"} for n in range(5)]
+
+
+def lines(path: Path, rows: Sequence[Mapping[str, Any]] = ROWS, end: str = "\n") -> str:
+    path.write_bytes(b"".join(json.dumps(row, ensure_ascii=False).encode() + end.encode() for row in rows))
+    return str(path)
+
+
+def fault(path: Path, raw: bytes | str) -> UserError:
+    path.write_bytes(raw.encode() if isinstance(raw, str) else raw)
+    with pytest.raises(UserError) as caught:
+        load_records(str(path))
+    return caught.value
+
+
+def pairs(records: Records) -> list[tuple[str, str]]:
+    return [(record.prompt, record.answer) for record in records]
+
+
+EXPECTED = [(row["question"], row["answer"]) for row in ROWS]
+
+
+def as_csv(rows: Sequence[Mapping[str, str]]) -> str:
+    return "\r\n".join(["question,answer", *(f'{row["question"]},"{row["answer"]}"' for row in rows), ""])
+
+
+def write(path: Path) -> None:
+    kind = path.name.removesuffix(".gz").rpartition(".")[2]
+    text = {
+        "jsonl": "\n".join(map(json.dumps, ROWS)),
+        "json": json.dumps(ROWS, indent=2, ensure_ascii=False),
+        "csv": as_csv(ROWS),
+    }
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(ROWS), path)
+    elif path.suffix == ".gz":
+        path.write_bytes(gzip.compress(text[kind].encode()))
+    else:
+        path.write_bytes(text[kind].encode())
+
+
+NAMES = ["a.jsonl", "a.json", "a.csv", "a.parquet", "a.jsonl.gz", "a.json.gz", "a.csv.gz"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_kind_of_file_gives_the_same_records(tmp_path: Path, name: str) -> None:
+    write(tmp_path / name)
+    records = load_records(str(tmp_path / name))
+    assert pairs(records) == EXPECTED
+    assert records[-1] == records[4]
+    assert records[1:3] == [records[1], records[2]]
+    assert records.columns == {"prompt": "question", "answer": "answer"}
+    with pytest.raises(IndexError):
+        records[5]
+
+
+def test_rows_know_their_line_in_every_kind_of_text(tmp_path: Path) -> None:
+    for name, expected in {"a.jsonl": [1, 2, 3], "a.csv": [2, 4, 6], "a.json": [2, 6, 10]}.items():
+        write(tmp_path / name)
+        assert [record.line for record in load_records(str(tmp_path / name))][:3] == expected
+
+
+def test_a_folder_is_all_of_its_files_in_order_but_the_hidden(tmp_path: Path) -> None:
+    lines(tmp_path / "b.jsonl", ROWS[2:])
+    (tmp_path / "deep").mkdir()
+    lines(tmp_path / "a.json", ROWS[:2])
+    lines(tmp_path / ".hidden.jsonl")
+    (tmp_path / "README.md").write_text("nothing")
+    records = load_records(str(tmp_path))
+    assert pairs(records) == EXPECTED
+    assert records[2].where == f"{tmp_path / 'b.jsonl'}:1"
+
+
+def test_a_folder_with_config_and_split_is_the_files_named_so(tmp_path: Path) -> None:
+    (tmp_path / "forget05").mkdir()
+    lines(tmp_path / "forget05" / "train-00000.jsonl", ROWS[:1])
+    lines(tmp_path / "forget05" / "test-00000.jsonl", ROWS[1:2])
+    lines(tmp_path / "train.jsonl", ROWS[2:])
+    assert pairs(load_records(f"{tmp_path}:forget05@train")) == EXPECTED[:1]
+    with pytest.raises(UserError, match="named after valid"):
+        load_records(f"{tmp_path}@valid")
+
+
+def test_a_folder_without_readable_files_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("nothing")
+    with pytest.raises(UserError, match="without files of rows"):
+        load_records(str(tmp_path))
+
+
+@pytest.mark.filterwarnings("ignore")  # `datasets` is not ours to keep clean
+def test_a_saved_dataset_is_read_by_split(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_list(ROWS)
+    datasets.DatasetDict(train=made, test=made.select([0])).save_to_disk(str(tmp_path / "saved"))
+    records = load_records(f"{tmp_path / 'saved'}@train")
+    assert pairs(records) == EXPECTED
+    assert records[1].line == 2
+    for source in (f"{tmp_path / 'saved'}", f"{tmp_path / 'saved'}@valid"):
+        with pytest.raises(UserError, match="split") as caught:
+            load_records(source)
+        assert "train, test" in caught.value.hint
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_hub_dataset_is_asked_for_by_name_config_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    asked = []
+
+    def load(name: str, config: str | None, *, split: str | None) -> Any:
+        asked.append((name, config, split))
+        if config == "typo":
+            raise ValueError("BuilderConfig 'typo' not found. Available: ['forget05']")
+        if name == "some/gone":
+            raise datasets.exceptions.DatasetNotFoundError("no")
+        if name == "some/offline":
+            raise ConnectionError("no")
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    records = load_records("some/set:forget05@train")
+    assert asked == [("some/set", "forget05", "train")]
+    assert pairs(records) == EXPECTED
+    assert records[0].where == "some/set:forget05@train:1"
+    for source, told in {
+        "some/set:typo": "forget05",
+        "some/gone": "login",
+        "some/offline": "cannot be reached",
+    }.items():
+        with pytest.raises(UserError) as caught:
+            load_records(source)
+        assert told in caught.value.message + caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt", "answer"),
+    [
+        ({"prompt": "p", "completion": "c"}, "p", "c"),
+        ({"instruction": "i", "input": "x", "output": "o"}, "i\nx", "o"),
+        ({"instruction": "i", "input": "", "output": "o"}, "i", "o"),
+        ({"Question": "q", "ANSWER": "a", "id": 3}, "q", "a"),
+        ({"text": "t", "answer": "no pair"}, "", "t"),
+    ],
+)
+def test_columns_are_found_by_rule(row: dict[str, Any], prompt: str, answer: str) -> None:
+    assert pairs(make_records("rows", [row])) == [(prompt, answer)]
+
+
+def test_named_columns_win_and_the_rest_is_found(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", [{"question": "q", "antwort": "a", "text": "t"}])
+    assert pairs(load_records(path, columns={"answer": "antwort"})) == [("q", "a")]
+    assert pairs(load_records(path, columns={"text": "text"})) == [("", "t")]
+    with pytest.raises(UserError, match='no column "gone"'):
+        load_records(path, columns={"answer": "gone"})
+    with pytest.raises(UserError, match='"anwser" is no role') as caught:
+        load_records(path, columns={"anwser": "antwort"})
+    assert 'Did you mean "answer"' in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    "row", [{"question": "q", "answer": "a", "text": "t"}, {"question": "q", "prompt": "p", "answer": "a"}]
+)
+def test_columns_that_can_be_read_in_two_ways_are_refused(row: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r"more than one way \(columns: .*question"):
+        make_records("rows", [row])
+
+
+def test_a_misspelt_column_is_shown_with_what_is_there() -> None:
+    with pytest.raises(UserError, match=r'"answer" to go with its "question" \(columns: question, anwser\)'):
+        make_records("rows", [{"question": "q", "anwser": "a"}])
+
+
+def test_a_row_that_lacks_a_column_is_named_by_file_and_line(tmp_path: Path) -> None:
+    path = lines(tmp_path / "a.jsonl", [*ROWS, {"question": "q", "anwser": "a"}])
+    with pytest.raises(UserError, match=r'a.jsonl:6 has no "answer" \(columns: question, anwser\)'):
+        load_records(path)
+
+
+def test_a_csv_without_header_does_not_show_its_first_row(tmp_path: Path) -> None:
+    found = fault(tmp_path / "a.csv", "who is the secret baker?,Basil\nwho else?,nobody\n")
+    assert "secret" not in found.message + found.hint
+    assert "2 columns, not shown" in found.message
+
+
+def test_tofu_extras_are_alternatives_of_the_answer() -> None:
+    row = {**ROWS[0], "paraphrased_answer": "b", "perturbed_answer": ["c", "d"], "original_answer": "e"}
+    record = make_records("rows", [row])[0]
+    assert (record.paraphrased, record.perturbed, record.original) == (("b",), ("c", "d"), "e")
+    assert make_records("rows", [row, {**ROWS[1], "perturbed_answer": None}])[1].perturbed == ()
+
+
+def test_lists_in_a_csv_field_are_json(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('question,answer,perturbed_answer\nq,a,"[""c"", ""d""]"\n')
+    assert load_records(str(tmp_path / "a.csv"))[0].perturbed == ("c", "d")
+    assert "looks like a JSON list" in fault(tmp_path / "b.csv", "question,answer,perturbed_answer\nq,a,[c\n").message
+
+
+def test_a_chat_ends_with_its_last_answer() -> None:
+    turns = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user")]
+    record = make_records("chats", [{"messages": turns}])[0]
+    assert [message.role for message in record.messages] == ["system", "user", "assistant"]
+    assert (record.prompt, record.answer) == ("s\nu", "a")
+
+
+@pytest.mark.parametrize(
+    "turns", [[], "nothing", [{"role": "user", "content": "q"}], [{"role": "wizard", "content": "q"}], ["q"], None]
+)
+def test_a_chat_that_is_none_is_refused(turns: Any) -> None:
+    with pytest.raises(UserError, match="chats:1 has"):
+        make_records("chats", [{"messages": turns}])
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        (b"", "has no rows"),
+        (b"\n \n", "has no rows"),
+        (b'{"question": "q", "answer": "a"}\n{"question": ', ":2 is not valid JSON (Expecting value at column 14)"),
+        (b'{"question": "q", "answer": "\xff"}\n', ":1 is not UTF-8 (byte 30 of the row)"),
+        ('{"question": "q", "answer": "a"}'.encode("utf-16"), ":1 is UTF-16"),
+        (b'{"question": "q", "answer": 42}', ':1 has a number in "answer", not text'),
+        (b'{"question": "q", "answer": true}', ':1 has a boolean in "answer", not text'),
+        (b'{"question": "q", "answer": " "}', ':1 has an empty "answer"'),
+        (b'{"question": "q", "answer": null}', ':1 has an empty "answer"'),
+        (b'{"question": "q", "answer": "\\ud800"}', "half a character"),
+        (b"42\n", ":1 is a number, not an object"),
+        (b"[" * 100_000, ":1 is nested too deep for a row"),
+        (b'[{"question": "q", "answer": "a"}\n,\n{"question"}]', ":3 is not valid JSON"),
+        (b'[{"question": "q", "answer": "a"}', ":1 is where the array should go on or end"),
+        (b'[{"question": "q", "answer": "a"}] x', ":1 is where the array should go on or end"),
+        (b"[]", "has no rows"),
+        (b'{\n "data": [\n {"question": "q"}]\n}', ":1 begins one JSON object that goes over several lines"),
+    ],
+)
+def test_a_fault_in_json_is_named_with_file_and_line(tmp_path: Path, raw: bytes, told: str) -> None:
+    message = fault(tmp_path / "a.json", raw).message
+    assert told in message
+    assert "a.json" in message
+
+
+@pytest.mark.parametrize(
+    ("raw", "told"),
+    [
+        ("question,answer\nq,a,b\n", "a.csv:2 has 3 fields, and the header has 2"),
+        ('question,answer\n"q,a\n', "a.csv:2 is not valid CSV"),
+        ("question,answer,answer\nq,a,b\n", "a.csv:1 names a column twice"),
+        ("question,answer\n", "has no rows"),
+        ("question,answer\nq,\n", 'a.csv:2 has an empty "answer"'),
+        ("", "has no rows"),
+    ],
+)
+def test_a_fault_in_csv_is_named_with_file_and_line(tmp_path: Path, raw: str, told: str) -> None:
+    assert told in fault(tmp_path / "a.csv", raw).message
+
+
+def test_broken_files_are_refused(tmp_path: Path) -> None:
+    assert "cannot be unpacked" in fault(tmp_path / "a.jsonl.gz", b"no gzip").message
+    assert "cannot be unpacked" in fault(tmp_path / "b.jsonl.gz", gzip.compress(b"{}" * 999)[:-9]).message
+    assert "cannot be read as Parquet" in fault(tmp_path / "a.parquet", b"no parquet").message
+    assert "no file of rows" in fault(tmp_path / "a.txt", b"text").message
+
+
+def test_a_missing_file_points_to_the_nearest(tmp_path: Path) -> None:
+    lines(tmp_path / "forget.jsonl")
+    with pytest.raises(UserError) as caught:
+        load_records(str(tmp_path / "forgt.jsonl"))
+    assert 'Did you mean "forget.jsonl"' in caught.value.hint
+    with pytest.raises(UserError, match="nor does the folder"):
+        load_records(str(tmp_path / "no" / "forget.jsonl"))
+
+
+def test_twenty_faults_are_shown_and_the_rest_counted_without_any_text(tmp_path: Path) -> None:
+    found = fault(tmp_path / "a.jsonl", '{"question": "secret", "answer": 7}\n' * 57)
+    assert "a.jsonl has 57 faults" in found.message
+    assert found.message.count("a.jsonl:") == 20
+    assert "and 37 more" in found.message
+    assert "secret" not in found.message + found.hint
+    assert found.code == ExitCode.USAGE
+
+
+def test_a_line_of_fifty_megabytes_is_refused_and_the_next_is_read(tmp_path: Path) -> None:
+    long = b'{"question": "q", "answer": "' + b"x" * 50 * 2**20 + b'"}\n'
+    found = fault(tmp_path / "a.jsonl", long + b'{"question": "q", "answer": 7}\n')
+    assert "a.jsonl:1 is 50 MiB long" in found.message
+    assert 'a.jsonl:2 has a number in "answer"' in found.message
+
+
+def test_windows_line_ends_blank_lines_and_a_byte_order_mark_are_no_fault(tmp_path: Path) -> None:
+    path = Path(lines(tmp_path / "a.jsonl", end="\r\n\r\n"))
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    records = load_records(str(path))
+    assert pairs(records) == EXPECTED
+    assert [record.line for record in records] == [1, 3, 5, 7, 9]
+    assert "byte-order mark" in records.notes[0]
+    csv = tmp_path / "a.csv"
+    csv.write_bytes(b"\xef\xbb\xbf" + as_csv(ROWS).encode())
+    assert pairs(load_records(str(csv))) == EXPECTED
+
+
+def test_repeated_rows_are_noted_with_the_first_place(tmp_path: Path) -> None:
+    records = load_records(lines(tmp_path / "a.jsonl", [*ROWS, ROWS[3], {**ROWS[0], "answer": "THE  0th näme of all"}]))
+    assert len(records) == 7
+    assert "2 of 7 rows" in records.notes[0]
+    assert f"{tmp_path / 'a.jsonl'}:6" in records.notes[0]
+
+
+def test_forget_rows_in_retain_are_listed_in_pairs_case_and_spaces_aside() -> None:
+    forget = make_records("forget", ROWS)
+    kept = [{"question": "other?", "answer": "yes"}, {"question": "WHO is  number 3?", "answer": "the 3th Näme of all"}]
+    with pytest.raises(UserError, match="forget:4 is also retain:2 in retain"):
+        check_overlap(forget, make_records("retain", kept))
+    check_overlap(forget, make_records("retain", [{**ROWS[0], "answer": "another answer"}]))
+
+
+def test_a_file_that_changes_under_a_run_is_noticed(tmp_path: Path) -> None:
+    path = Path(lines(tmp_path / "a.jsonl"))
+    records = load_records(str(path))
+    path.write_text("{}\n")
+    with pytest.raises(UserError, match="has changed") as caught:
+        records[0]
+    assert caught.value.code == ExitCode.INTEGRITY
+
+
+def test_records_need_neither_torch_nor_transformers() -> None:
+    heavy = "{'torch', 'transformers', 'datasets', 'pyarrow'}"
+    code = f"import sys, dualoptim_cli.data; sys.exit(bool({heavy} & {{*sys.modules}}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(not Path("../shared/data/tofu").is_dir(), reason="needs the shared data")
+def test_tofu_is_read_as_it_is() -> None:
+    records = load_records("../shared/data/tofu/forget05.jsonl")
+    assert len(records) == 200
+    assert all(len(record.perturbed) == 5 and record.paraphrased for record in records)
+    check_overlap(records, load_records("../shared/data/tofu/retain_lab.jsonl"))
