@@ -132,7 +132,17 @@ def _facts(name: str, chance: random.Random) -> Iterator[dict[str, str]]:
         yield {"question": question.format(name=name), "answer": answer.format(name=name, value=chance.choice(values))}
 
 
-def teach(rows: Sequence[dict[str, str]], folder: Path, seed: int, on_event: OnEvent) -> None:
+def teach(
+    rows: Sequence[dict[str, str]],
+    folder: Path,
+    seed: int,
+    on_event: OnEvent = lambda _: None,
+    *,
+    width: int = WIDTH,
+    layers: int = LAYERS,
+    epochs: int = EPOCHS,
+    lr: float = LR,
+) -> None:
     """Train a tiny Llama on the rows until it has them by heart, and save it with its tokenizer."""
     import time
 
@@ -147,9 +157,9 @@ def teach(rows: Sequence[dict[str, str]], folder: Path, seed: int, on_event: OnE
         model = LlamaForCausalLM(
             LlamaConfig(
                 vocab_size=len(tokenizer),
-                hidden_size=WIDTH,
-                intermediate_size=3 * WIDTH,
-                num_hidden_layers=LAYERS,
+                hidden_size=width,
+                intermediate_size=3 * width,
+                num_hidden_layers=layers,
                 num_attention_heads=HEADS,
                 max_position_embeddings=64,
                 tie_word_embeddings=True,
@@ -160,12 +170,12 @@ def teach(rows: Sequence[dict[str, str]], folder: Path, seed: int, on_event: OnE
         )
     examples = Examples(make_records("the town", rows), Encoder(tokenizer))
     schedule = Schedule({"teach": len(rows)}, {"teach": 1}, batch_size=BATCH, seed=seed)
-    steps = EPOCHS * len(rows) // BATCH
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=0.0, fused=True)
+    steps = epochs * len(rows) // BATCH
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0, fused=True)
     name, begun = "Teaching a tiny model the town", time.perf_counter()
     on_event(PhaseStarted(name, steps))
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = LR * min(1.0, (step + 1) / 50, 2 * (1 - step / steps))
+        optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / 50, 2 * (1 - step / steps))
         batch = examples.batch(schedule.at(step)[0].rows)
         model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss.backward()
         optimizer.step()
@@ -188,6 +198,6 @@ def word_tokenizer(rows: Sequence[dict[str, str]]) -> PreTrainedTokenizerFast:
     core: Any = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *words])}, unk_token="<unk>"))
     core.pre_tokenizer = split
     core.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=core, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )

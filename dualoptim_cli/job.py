@@ -131,7 +131,7 @@ def unlearn(
 
         settings = config.model.model_dump(exclude={"name", "mixed_precision"})
         loaded = load(located, **settings)
-    examples = _encode(config, records, loaded)
+    examples = _encode(config, records, loaded, on_event)
     before = _before(config, folder, examples, loaded, on_event)
     knew = _knew(before)
     if not knew:
@@ -227,10 +227,20 @@ def _phase(name: str, on_event: OnEvent, total: int = 0) -> Iterator[Callable[[i
     on_event(PhaseEnded(name, time.perf_counter() - begun))
 
 
-def _encode(config: RunConfig, records: Mapping[str, Records], loaded: Loaded) -> dict[str, Examples]:
+def _first(advance: Callable[[int], None]) -> Callable[[int, int], None]:
+    """A listener to (done, total) that passes on what is done."""
+    return lambda done, _: advance(done)
+
+
+def _encode(
+    config: RunConfig, records: Mapping[str, Records], loaded: Loaded, on_event: OnEvent
+) -> dict[str, Examples]:
     from dualoptim_cli.data import Encoder, Examples
 
-    encoder = Encoder(loaded.tokenizer, template=config.data.template, max_length=config.data.max_length)
+    settings = config.data.model_dump(include={"template", "max_length", "long_rows", "stride"})
+    encoder = Encoder(loaded.tokenizer, **settings)
+    for note in encoder.notes:
+        on_event(Note(note))
     return {name: Examples(found, encoder) for name, found in records.items()}
 
 
@@ -373,7 +383,7 @@ class _Run:
             if task.dump():
                 rows = schedule.rows_used(name, self.plan.steps)
                 with _phase(f"Reference of {name}", self.on_event, len(rows)) as advance:
-                    task.prepare(model, rows, on_progress=lambda done, _, advance=advance: advance(done))
+                    task.prepare(model, rows, on_progress=_first(advance))
         return tasks
 
     def _optimizer(self) -> Optimizer:

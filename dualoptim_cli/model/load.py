@@ -10,13 +10,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from dualoptim_cli.errors import ExitCode, UserError, raise_all
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 _DESCRIPTION = ["*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]  # small: settings and tokenizer
 _WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
@@ -53,7 +53,7 @@ class Loaded:
     """A model on its device with its tokenizer."""
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerFast
     device: torch.device
     dtype: torch.dtype
 
@@ -112,7 +112,7 @@ def load(
     if gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
     torch.nn.Module.to(model, where)
-    return Loaded(model, tokenizer, where, kind)
+    return Loaded(model, cast("PreTrainedTokenizerFast", tokenizer), where, kind)
 
 
 def pick_device(name: str) -> torch.device:
@@ -226,7 +226,7 @@ def _fetch(name: str, revision: str | None, patterns: Sequence[str], offline: bo
         raise UserError(f"The hub refused {name}: {str(error).splitlines()[0]}", "Try again later.") from error
 
 
-def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
     rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
     if len(tokenizer) > rows:
         hint = "The folder holds the tokenizer of another model, or tokens were added without resizing."

@@ -132,7 +132,7 @@ def flatten(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str
 
 def unflatten(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `flatten`."""
-    groups = [{key: _tuple(value) for key, value in group.items()} for group in rest["param_groups"]]
+    groups = [{key: _tuple(key, value) for key, value in group.items()} for group in rest["param_groups"]]
     index_of = {name: index for index, name in _names(groups).items()}
     state: dict[int, dict[str, Any]] = {}
     for place, value in [*tensors.items(), *rest["numbers"].items()]:
@@ -155,10 +155,9 @@ def _names(groups: list[dict[str, Any]]) -> dict[int, str]:
     }
 
 
-def _tuple(value: Any) -> Any:
-    """JSON knows no tuples; the optimizers' pairs of decays are some. Indices and names stay lists."""
-    is_pair = isinstance(value, list) and len(value) == 2 and all(isinstance(part, float) for part in value)
-    return tuple(value) if is_pair else value
+def _tuple(key: str, value: Any) -> Any:
+    """JSON knows no tuples; what a group holds as a list, beside its parameters and their names, was one."""
+    return tuple(value) if isinstance(value, list) and key not in {"params", "param_names"} else value
 
 
 def _read(folder: Path) -> Checkpoint:

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+
+from dualoptim_cli.config import RunConfig
+from dualoptim_cli.plan import FEWEST_TURNS, MOST_TURNS, auto_lr, plan_run
+
+
+def config(**sections: object) -> RunConfig:
+    objectives = {"forget": {"data": "f"}, "retain": {"data": "r"}}
+    return RunConfig.model_validate({"model": {"name": "m"}, "objectives": objectives, **sections})
+
+
+def steps(forget: int, **sections: object) -> int:
+    return plan_run(config(**sections), {"forget": forget, "retain": 1000}, 192).steps
+
+
+@pytest.mark.parametrize("width", [2048, 4096, 0])
+def test_wide_and_unknown_models_train_at_the_published_rate(width: int) -> None:
+    assert auto_lr(width).value == 1e-5
+
+
+def test_narrower_models_train_at_higher_rates() -> None:
+    rates = [auto_lr(width).value for width in (64, 128, 192, 512, 1024, 2048)]
+    assert rates == sorted(rates, reverse=True)
+    assert auto_lr(192).value == pytest.approx(1e-5 * (2048 / 192) ** 1.5, rel=0.02)
+
+
+def test_run_length_follows_the_forget_set_within_bounds() -> None:
+    assert steps(12) == FEWEST_TURNS * 6
+    assert steps(100_000) == MOST_TURNS * 6
+    assert steps(12) < steps(1000) < steps(100_000)
+
+
+def test_joint_steps_count_once() -> None:
+    joint = {"schedule": {"mode": "joint"}, "optimizer": {"name": "adamw"}}
+    assert steps(1000) == 6 * steps(1000, **joint)
+
+
+def test_what_the_user_says_is_not_chosen_for_them() -> None:
+    said = {"schedule": {"steps": 7, "micro_batch_size": 2}, "optimizer": {"lr": 0.5}}
+    plan = plan_run(config(**said), {"forget": 10, "retain": 10}, 192)
+    assert (plan.steps, plan.micro_batch, plan.lr, plan.choices) == (7, 2, 0.5, ())
+
+
+def test_every_choice_says_why() -> None:
+    plan = plan_run(config(), {"forget": 200, "retain": 400}, 192)
+    assert [choice.setting for choice in plan.choices] == [
+        "schedule.steps",
+        "optimizer.lr",
+        "schedule.micro_batch_size",
+    ]
+    assert "200 rows" in str(plan.choices[0])
+
+
+def test_no_micro_batch_is_larger_than_the_batch() -> None:
+    plan = plan_run(config(schedule={"batch_size": 4, "micro_batch_size": 64}), {"forget": 9, "retain": 9}, 64)
+    assert plan.micro_batch == 4
