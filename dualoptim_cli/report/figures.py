@@ -1,0 +1,125 @@
+"""What a run's figures show, as plain descriptions: `svg` draws them for the page, `png` through matplotlib."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dualoptim_cli.evaluate.results import Results, Score
+from dualoptim_cli.report.charts import squeeze
+from dualoptim_cli.report.compare import score_at, side_by_side
+
+Point = tuple[float, float]
+MOST_POINTS = 240  # of a curve: a page shows no more
+MOST_COLUMNS = 60  # of a heat map
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Lines over the steps of a run; `bounds` fixes the vertical axis, else the values do.
+
+    `colour` is the place of the first line among the colours, so that an objective keeps its own in every figure.
+    """
+
+    title: str
+    series: Mapping[str, Sequence[Point]]
+    bounds: tuple[float, float] | None = None
+    colour: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeatMap:
+    """Cosines from −1 to 1: a row for each layer, a column for each of `steps`; None where nothing is known."""
+
+    title: str
+    steps: Sequence[int]
+    layers: Sequence[str]
+    values: Sequence[Sequence[float | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Scores between 0 and 1 side by side: for each label, a score by each name."""
+
+    title: str
+    groups: Mapping[str, Mapping[str, Score]]
+
+
+Figure = Curves | HeatMap | Bars
+
+
+def of_run(events: Iterable[Mapping[str, Any]]) -> list[Figure]:
+    """The figures of what the steps in `events.jsonl` tell; those with nothing to show are left out."""
+    steps = [event for event in events if "losses" in event]
+    measured = [event for event in steps if _is_number(event.get("conflict"))]
+    overall = [(float(event["step"]), float(event["conflict"])) for event in measured]
+    figures: list[Figure] = [
+        Curves(f"Loss of {name}", {name: line}, colour=place)
+        for place, (name, line) in enumerate(_by_objective(steps, "losses").items())
+    ]
+    if overall:
+        figures.append(
+            Curves("Conflict: cosine of the two directions", {"cosine": _thin(overall)}, (-1.0, 1.0), colour=3)
+        )
+    if any(event.get("conflict_by_layer") for event in measured):
+        figures.append(_by_layer(measured))
+    if rates := _by_objective(steps, "lrs"):
+        figures.append(Curves("Learning rate", rates))
+    return figures
+
+
+def of_results(results: Mapping[str, Results]) -> list[Figure]:
+    """Bars for each set's metrics between 0 and 1, by the names the results are given by."""
+    sets: dict[str, dict[str, dict[str, Score]]] = {}
+    for (name, metric), scores in side_by_side(list(results.values())):
+        known = _shares(zip(results, scores, strict=True))
+        if known:
+            sets.setdefault(name, {})[metric] = known
+    return [Bars(name, groups) for name, groups in sets.items()]
+
+
+def of_attacks(before: Results, after: Results) -> list[Figure]:
+    """Bars for what each attack brings back, beside what was known before and after."""
+    figures: list[Figure] = []
+    for attack, sets in after.attacks.items():
+        groups = {}
+        for path in ((name, metric) for name, metrics in sets.items() for metric in metrics):
+            sides = [("before", score_at(before, path)), ("after", score_at(after, path))]
+            if known := _shares([*sides, ("attacked", sets[path[0]][path[1]])]):
+                groups[" ".join(path)] = known
+        if groups:
+            figures.append(Bars(attack, groups))
+    return figures
+
+
+def _shares(sides: Iterable[tuple[str, Score | None]]) -> dict[str, Score]:
+    """Those of the scores that a bar from 0 to 1 can show."""
+    return {side: score for side, score in sides if score and score.value is not None and 0 <= score.value <= 1}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _by_objective(steps: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[Point]]:
+    lines: dict[str, list[Point]] = {}
+    for event in steps:
+        for name, value in event[key].items():
+            if _is_number(value):
+                lines.setdefault(name, []).append((float(event["step"]), float(value)))
+    return {name: _thin(line) for name, line in lines.items()}
+
+
+def _thin(line: Sequence[Point]) -> list[Point]:
+    """At most `MOST_POINTS` points, neighbours averaged."""
+    steps, values = zip(*line, strict=True)
+    return list(zip(squeeze(steps, MOST_POINTS), squeeze(values, MOST_POINTS), strict=True))
+
+
+def _by_layer(measured: Sequence[Mapping[str, Any]]) -> HeatMap:
+    layers = list(dict.fromkeys(layer for event in measured for layer in event["conflict_by_layer"]))
+    kept = measured[:: -(-len(measured) // MOST_COLUMNS)]
+    values = [[event["conflict_by_layer"].get(layer) for event in kept] for layer in layers]
+    return HeatMap("Conflict by layer", [int(event["step"]) for event in kept], layers, values)

@@ -1,0 +1,92 @@
+"""The figures of a run as PNG files, through matplotlib (the extra `figures`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from dualoptim_cli.errors import UserError
+from dualoptim_cli.report.figures import Bars, Curves, Figure, HeatMap
+
+INCHES, DOTS = (7.2, 3.2), 160
+
+
+def write(figures: Iterable[Figure], folder: Path) -> list[Path]:
+    """Write each figure to a file of its own in `folder`, numbered in their order; return the paths.
+
+    Raises UserError where matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure as Sheet
+    except ModuleNotFoundError as missing:
+        raise UserError("PNG figures need matplotlib.", "Install it with: pip install 'dualopt[figures]'") from missing
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number, figure in enumerate(figures, start=1):
+        sheet = Sheet(figsize=_size(figure), dpi=DOTS, layout="constrained")
+        FigureCanvasAgg(sheet)
+        _draw(figure, sheet)
+        words = "".join(c if c.isascii() and c.isalnum() else " " for c in figure.title.lower()).split()
+        paths.append(folder / f"{number:02d}-{'-'.join(words)[:48]}.png")
+        sheet.savefig(paths[-1])
+    return paths
+
+
+def _size(figure: Figure) -> tuple[float, float]:
+    if isinstance(figure, Bars):
+        return INCHES[0], 1.0 + 0.2 * sum(len(group) + 1 for group in figure.groups.values())
+    return INCHES
+
+
+def _draw(figure: Figure, sheet: Any) -> None:
+    axes = sheet.add_subplot()
+    axes.set_title(_plain(figure.title), loc="left", fontsize=10)
+    axes.spines[["top", "right"]].set_visible(False)
+    match figure:
+        case Curves():
+            _curves(figure, axes)
+        case HeatMap():
+            cells = [[float("nan") if value is None else value for value in row] for row in figure.values]
+            image = axes.imshow(cells, cmap="RdBu", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+            axes.set_yticks(range(len(figure.layers)), [_plain(name) for name in figure.layers], fontsize=6)
+            shown = range(0, len(figure.steps), max(1, len(figure.steps) // 8))
+            axes.set_xticks(shown, [figure.steps[column] for column in shown])
+            sheet.colorbar(image, label="cosine")
+            axes.set_xlabel("step")
+        case Bars():
+            _bars(figure, axes)
+
+
+def _curves(figure: Curves, axes: Any) -> None:
+    for name, line in figure.series.items():
+        axes.plot(*zip(*line, strict=True), label=_plain(name), linewidth=1.4)
+    if figure.bounds:
+        axes.set_ylim(figure.bounds)
+        axes.axhline(0, color="gray", linewidth=0.8)
+    if len(figure.series) > 1:
+        axes.legend(frameon=False)
+    axes.set_xlabel("step")
+
+
+def _bars(figure: Bars, axes: Any) -> None:
+    names = list(dict.fromkeys(name for group in figure.groups.values() for name in group))
+    place, labels = 0, []
+    for label, group in figure.groups.items():
+        for name, score in group.items():
+            value = score.value or 0.0
+            axes.barh(place, value, 0.9, color=f"C{names.index(name)}")
+            if score.low is not None and score.high is not None:
+                axes.hlines(place, score.low, score.high, color="black", linewidth=1)
+            labels.append((place, _plain(f"{label}  {name}")))
+            place += 1
+        place += 1
+    axes.set_yticks(*zip(*labels, strict=True), fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1)
+
+
+def _plain(words: str) -> str:
+    """The words with matplotlib's formula sign as an ordinary one."""
+    return words.replace("$", r"\$")

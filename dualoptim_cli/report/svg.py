@@ -1,0 +1,187 @@
+"""Figures as SVG that stands in a page: no script, no outside font, colours from the page's own variables.
+
+Signs and sides can be read without colour: opposing cells are hatched, bars and lines are named beside them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from itertools import pairwise
+
+from dualoptim_cli.evaluate.results import Score
+from dualoptim_cli.report import text
+from dualoptim_cli.report.charts import short_layer
+from dualoptim_cli.report.figures import Bars, Curves, Figure, HeatMap
+
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 520, 62, 14, 12, 26
+PLOT_HEIGHT, LEGEND = 150, 18
+SERIES = ("--series-1", "--series-2", "--series-3", "--series-4", "--series-5")
+
+
+def draw(figure: Figure) -> str:
+    """Draw a figure as an `<svg>` element with its title and a description for those who cannot see it."""
+    match figure:
+        case Curves():
+            return _curves(figure)
+        case HeatMap():
+            return _heat_map(figure)
+        case Bars():
+            return _bars(figure)
+
+
+def clean(value: object) -> str:
+    """Any value as text that is safe between tags and in attributes."""
+    return escape(text.safe(str(value)))
+
+
+def _svg(title: str, height: float, body: Sequence[str]) -> str:
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{clean(title)}">'
+        f"<title>{clean(title)}</title>{''.join(body)}</svg>"
+    )
+
+
+def _text(x: float, y: float, words: str, *, anchor: str = "start", kind: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{kind}">{clean(words)}</text>'
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, kind: str = "axis") -> str:
+    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" class="{kind}"/>'
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round values (1, 2 or 5 times a power of ten apart) within the bounds, at most `most`."""
+    if not high > low:
+        return [low]
+    power = 10.0 ** math.floor(math.log10((high - low) / most))
+    step = next(power * times for times in (1, 2, 5, 10, 20) if (high - low) / (power * times) <= most - 1)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def _place(value: float, low: float, high: float, start: float, length: float) -> float:
+    return start + (value - low) / (high - low) * length if high > low else start + length / 2
+
+
+def _curves(figure: Curves) -> str:
+    points = [point for line in figure.series.values() for point in line]
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    x_low, x_high = min(xs), max(xs)
+    y_low, y_high = figure.bounds or (min(0.0, *ys), max(ys))
+    colours = [SERIES[(figure.colour + place) % len(SERIES)] for place in range(len(figure.series))]
+    legend = _legend(list(zip(colours, figure.series, strict=True)))
+    bottom, wide = TOP + PLOT_HEIGHT + (LEGEND if legend else 0), WIDTH - LEFT - RIGHT
+
+    def across(x: float) -> float:
+        return _place(x, x_low, x_high, LEFT, wide)
+
+    def up(y: float) -> float:
+        return _place(y, y_low, y_high, bottom, -PLOT_HEIGHT)
+
+    body = []
+    for value in ticks(y_low, y_high):
+        body += [_line(LEFT, up(value), WIDTH - RIGHT, up(value), "grid")]
+        body += [_text(LEFT - 7, up(value) + 4, text.typographic(f"{value:.3g}"), anchor="end", kind="quiet")]
+    for value in [x for x in ticks(x_low, x_high, 7) if x == round(x)]:
+        body.append(_text(across(value), bottom + 18, text.thousands(value), anchor="middle", kind="quiet"))
+    if y_low < 0 < y_high:
+        body.append(_line(LEFT, up(0), WIDTH - RIGHT, up(0)))
+    for colour, line in zip(colours, figure.series.values(), strict=True):
+        places = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in line)
+        body.append(f'<polyline points="{places}" class="curve" style="stroke:var({colour})"/>')
+        if len(line) == 1:
+            body.append(f'<circle cx="{across(line[0][0]):.1f}" cy="{up(line[0][1]):.1f}" r="3"/>')
+    return _svg(figure.title, bottom + BOTTOM, body + legend)
+
+
+def _legend(entries: Sequence[tuple[str, str]]) -> list[str]:
+    """The colours and names of the lines, where there is more than one."""
+    if len(entries) < 2:
+        return []
+    body, x = [], float(LEFT)
+    for colour, name in entries:
+        body.append(f'<rect x="{x:.1f}" y="{TOP - 4}" width="14" height="4" style="fill:var({colour})"/>')
+        body.append(_text(x + 20, TOP + 2, name))
+        x += 44 + 7 * len(name)
+    return body
+
+
+def _heat_map(figure: HeatMap) -> str:
+    rows, columns = len(figure.layers), len(figure.steps)
+    tall = max(6.0, min(20.0, 260 / rows))
+    wide = (WIDTH - LEFT - RIGHT) / columns
+    bottom = TOP + tall * rows
+    cells: dict[tuple[int, bool], list[str]] = {}
+    for row, values in enumerate(figure.values):
+        for column, value in enumerate(values):
+            if value is not None:
+                # Cells of one shade are one path: a page with thousands of cells stays small.
+                shade = (min(10, math.ceil(abs(value) * 10)), value < 0)
+                move = f"M{LEFT + column * wide:.1f} {TOP + row * tall:.1f}"
+                cells.setdefault(shade, []).append(f"{move}h{wide:.1f}v{tall:.1f}h{-wide:.1f}z")
+    body = [
+        '<defs><pattern id="against" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+        '<line x1="0" y1="0" x2="0" y2="5" class="hatch"/></pattern></defs>',
+        f'<rect x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{tall * rows:.1f}" class="empty"/>',
+    ]
+    for (strength, against), paths in sorted(cells.items()):
+        path = "".join(paths)
+        colour = "--against" if against else "--along"
+        body.append(f'<path d="{path}" style="fill:var({colour})" fill-opacity="{strength / 10:.1f}"/>')
+        if against and strength > 1:
+            body.append(f'<path d="{path}" fill="url(#against)"/>')
+    every = max(1, math.ceil(13 / tall))
+    for row, name in list(enumerate(figure.layers))[::every]:
+        body.append(_text(LEFT - 7, TOP + (row + 0.5) * tall + 4, short_layer(name, 9), anchor="end", kind="quiet"))
+    every = max(1, math.ceil(44 / wide))
+    for column, step in list(enumerate(figure.steps))[::every]:
+        body.append(_text(LEFT + (column + 0.5) * wide, bottom + 18, str(step), anchor="middle", kind="quiet"))
+    return _svg(figure.title, bottom + BOTTOM + 24, [*body, *_scale(bottom + 34)])
+
+
+def _scale(y: float) -> list[str]:
+    """What the shades mean, from −1 to 1."""
+    body, wide, start = [], 14, LEFT + 96
+    body.append(_text(start - 8, y + 11, "against −1", anchor="end", kind="quiet"))
+    for index, tenths in enumerate([*range(-10, 0, 2), *range(2, 11, 2)]):
+        colour = "--against" if tenths < 0 else "--along"
+        box = f'x="{start + index * wide}" y="{y:.1f}" width="{wide}" height="14"'
+        body.append(f'<rect {box} style="fill:var({colour})" fill-opacity="{abs(tenths) / 10}"/>')
+        if tenths < 0:
+            body.append(f'<rect {box} fill="url(#against)"/>')
+    return [*body, _text(start + 10 * wide + 8, y + 11, "+1 together", kind="quiet")]
+
+
+def _bars(figure: Bars) -> str:
+    names = list(dict.fromkeys(name for group in figure.groups.values() for name in group))
+    thick, left, high = 13, LEFT + 10, float(TOP)
+    length = WIDTH - left - 96
+    body = []
+    for label, group in figure.groups.items():
+        body.append(_text(0, high + 11, label, kind="label"))
+        high += 17
+        for name, score in group.items():
+            colour = SERIES[names.index(name) % len(SERIES)]
+            body.append(_text(left - 7, high + 10, name[:10], anchor="end", kind="quiet"))
+            body.append(_line(left, high, left, high + thick, "axis"))
+            body += _bar(score, left, high, length, thick - 3, colour)
+            high += thick
+        high += 9
+    return _svg(figure.title, high, body)
+
+
+def _bar(score: Score, left: float, top: float, length: float, thick: float, colour: str) -> list[str]:
+    """A bar of the score with its interval as a whisker, and its number at the right."""
+    value = score.value or 0.0
+    body = [
+        f'<rect x="{left}" y="{top + 1:.1f}" width="{value * length:.1f}" height="{thick}" style="fill:var({colour})"/>'
+    ]
+    if score.low is not None and score.high is not None:
+        ends = [left + min(1.0, max(0.0, bound)) * length for bound in (score.low, score.high)]
+        middle = top + 1 + thick / 2
+        body += [_line(start, middle, stop, middle, "whisker") for start, stop in pairwise(ends)]
+        body += [_line(end, middle - 3, end, middle + 3, "whisker") for end in ends]
+    return [*body, _text(left + length + 10, top + 10, f"{value:.3f}")]
