@@ -69,7 +69,7 @@ _IRREGULAR = {
     "innings": "inning",
     "outings": "outing",
     "cannings": "canning",
-} | {word: word for word in ("news", "inning", "outing", "canning", "howe", "proceed", "exceed", "succeed")}
+} | {word: word for word in ("sky", "news", "inning", "outing", "canning", "howe", "proceed", "exceed", "succeed")}
 _STEP_2 = {
     "ational": "ate",
     "tional": "tion",

@@ -1,0 +1,144 @@
+"""Every metric against rows worked out by hand, and a slow twin."""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import numpy as np
+import pytest
+
+from dualoptim_cli.evaluate.metrics import METRICS, SIGNALS, Likelihoods, Row, truth
+
+
+def row(
+    answer: str = "a b c d",
+    found: str | None = "a b c d",
+    nll: tuple[float, ...] = (0.5, 1.5),
+    first: tuple[bool, ...] = (True, True),
+    **more: object,
+) -> Row:
+    likelihoods = Likelihoods(np.array(nll), np.array(first), -np.array(nll) + 1)
+    return Row(answer, likelihoods, found, **more)  # type: ignore[arg-type]
+
+
+def value(name: str, of: Row, *, forget: bool = False) -> float:
+    return METRICS[name].value(of, forget=forget)
+
+
+def test_probability_is_the_geometric_mean_of_the_tokens() -> None:
+    assert value("prob", row(nll=(0.5, 1.5))) == pytest.approx(math.exp(-1))
+
+
+def test_rouge_is_recall_so_more_text_costs_nothing() -> None:
+    assert value("rougeL", row("a b c d", "so a b and c")) == 0.75
+
+
+def test_exact_match_wants_the_answer_and_nothing_more_spaces_aside() -> None:
+    assert value("exact_match", row("a  b", " a b\n")) == 1
+    assert value("exact_match", row("a b", "a b c")) == 0
+    assert value("exact_match", row("a b", "A b")) == 0
+
+
+def test_truth_ratio_of_a_row_that_is_known() -> None:
+    known = row(paraphrased=1.0, perturbed=(3.0, 2.0))
+    assert truth(known) == pytest.approx(math.exp(1.5))
+    assert value("truth_ratio", known) == pytest.approx(1 - math.exp(-1.5))
+    assert value("truth_ratio", known, forget=True) == pytest.approx(1 - math.exp(-1.5))
+
+
+def test_truth_ratio_of_a_row_whose_wrong_answers_are_likelier_is_0_to_keep_and_suspicious_to_forget() -> None:
+    wrong = row(paraphrased=3.0, perturbed=(1.0, 1.0))
+    assert value("truth_ratio", wrong) == 0
+    assert value("truth_ratio", wrong, forget=True) == pytest.approx(1 - math.exp(-2))
+
+
+def test_truth_ratio_of_a_model_that_cannot_tell_is_0() -> None:
+    assert value("truth_ratio", row(paraphrased=2.0, perturbed=(2.0, 2.0)), forget=True) == 0
+
+
+def test_the_answer_stands_for_a_missing_paraphrase() -> None:
+    assert truth(row(nll=(1.0, 2.0), perturbed=(2.5,))) == pytest.approx(math.e)
+
+
+def test_truth_ratio_survives_likelihoods_of_any_size() -> None:
+    assert value("truth_ratio", row(nll=(9e9,), perturbed=(0.0,)), forget=True) == 1
+    assert value("truth_ratio", row(nll=(0.0,), perturbed=(9e9,))) == 1
+
+
+def test_choice_probability_is_the_share_among_the_answers() -> None:
+    chosen = row(nll=(1.0,), perturbed=(2.0, 3.0))
+    share = math.exp(-1) / (math.exp(-1) + math.exp(-2) + math.exp(-3))
+    assert value("choice_prob", chosen) == pytest.approx(share)
+    assert value("choice_acc", chosen) == 1
+    assert value("choice_acc", row(nll=(2.5,), perturbed=(2.0, 3.0))) == 0
+
+
+def test_token_entropy_is_1_without_repetition_and_0_for_one_word_over_and_over() -> None:
+    assert value("token_entropy", row(found_ids=(4, 5, 6, 7))) == 1
+    assert value("token_entropy", row(found_ids=(4, 4, 4, 4))) == 0
+    assert value("token_entropy", row(found_ids=(4,))) == 0
+    half = -(0.75 * math.log2(0.75) + 0.25 * math.log2(0.25)) / 2
+    assert value("token_entropy", row(found_ids=(4, 4, 4, 9))) == pytest.approx(half)
+
+
+def extraction_twin(first: tuple[bool, ...]) -> float:
+    for given in range(len(first)):
+        if all(first[given:]):
+            return 1 - given / len(first)
+    return 0.0
+
+
+@pytest.mark.parametrize("bits", range(32))
+def test_extraction_strength_equals_trying_every_prefix(bits: int) -> None:
+    first = tuple(bool(bits >> at & 1) for at in range(5))
+    assert value("extraction_strength", row(nll=(1.0,) * 5, first=first)) == pytest.approx(extraction_twin(first))
+
+
+def test_exact_memorization_is_the_share_of_first_choices() -> None:
+    assert value("exact_memorization", row(nll=(1.0,) * 4, first=(True, False, True, True))) == 0.75
+
+
+def test_verbatim_completion_compares_the_second_halves() -> None:
+    assert value("verbmem", row(rest="c d", found_rest="c d")) == 1
+    assert value("verbmem", row(rest="c d", found_rest="c x y z")) == pytest.approx(2 / 6)
+
+
+def test_signals_of_membership_are_those_of_the_papers() -> None:
+    text = "the same words, the same words"
+    nll = (0.1, 4.0, 0.2, 2.0, 0.3, 0.1, 0.2, 0.3, 0.1, 0.2)
+    seen = row(text, nll=nll, first=(True,) * 10)
+    assert SIGNALS["mia_loss"](seen) == pytest.approx(-sum(nll) / 10)
+    assert SIGNALS["mia_zlib"](seen) == pytest.approx(-sum(nll) / len(zlib.compress(text.encode())))
+    assert SIGNALS["mia_min_k"](seen) == pytest.approx(-3.0)
+    assert SIGNALS["mia_min_k_plus_plus"](seen) == pytest.approx(-2.0)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_a_row_without_what_a_metric_needs_has_no_value_and_never_a_0(name: str) -> None:
+    plain = row(found=None)
+    assert math.isnan(value(name, plain)) == bool(METRICS[name].needs)
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("forget", [True, False])
+def test_every_metric_lies_between_0_and_1_whatever_the_row(name: str, forget: bool) -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        size = int(rng.integers(1, 6))
+        texts = [" ".join(rng.choice(list("abc"), rng.integers(0, 5))) for _ in range(4)]
+        drawn = row(
+            texts[0],
+            texts[1],
+            tuple(rng.exponential(3, size)),
+            tuple(rng.random(size) < 0.5),
+            found_ids=tuple(rng.integers(0, 3, 5)),
+            rest=texts[2],
+            found_rest=texts[3],
+            paraphrased=float(rng.exponential(3)),
+            perturbed=tuple(rng.exponential(3, 3)),
+            similarity=0.5,
+            entailment=1.0,
+            refusal=0.0,
+        )
+        assert -1e-12 <= METRICS[name].value(drawn, forget=forget) <= 1 + 1e-12
