@@ -31,6 +31,13 @@ CLOSER_LOOK: tuple[Path, ...] = (
 """The eighteen of closer-look's (arXiv 2410.08109)."""
 
 
+SUMMARY = (
+    *("utility", "model_utility", "model_utility_18", "UFE", "TFE", "overall"),
+    *("forget_quality", "privleak"),
+)
+"""The scores of a model as a whole."""
+
+
 def summarise(
     drawn: Drawn, values: Values, *, forget: Collection[str], reference: Results | None, seed: list[int]
 ) -> dict[str, Score]:

@@ -1,0 +1,201 @@
+"""`retain.rougeL >= 0.9*before` to pass or fail, with the numbers."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dualoptim_cli.errors import UserError, did_you_mean, raise_all
+from dualoptim_cli.evaluate.metrics import METRICS, SIGNALS
+from dualoptim_cli.evaluate.results import Results, Score
+from dualoptim_cli.evaluate.summary import SUMMARY
+
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+FLOOR = "utility >= 0.5*before"
+"""Joins every list of gates: a destroyed model forgets perfectly, and must never pass."""
+
+_GATE = re.compile(r"\s*([\w.+-]+)\s*(<=|>=|<|>)\s*(\S.*?)\s*")
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_TERM = re.compile(rf"\s*([+-]?)\s*(?:({_NUMBER})\s*(?:\*\s*(before|reference))?|(before|reference))\s*(?=[+-]|$)")
+_UNBOUNDED = ("privleak",)
+_EXAMPLE = "A gate reads like: retain.rougeL >= 0.9*before, or forget.rougeL <= reference + 0.05."
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """A score, and a bound `constant + before·(the score before) + reference·(that of the reference)` on it."""
+
+    text: str
+    path: str
+    operator: str
+    constant: float = 0.0
+    before: float = 0.0
+    reference: float = 0.0
+
+    @property
+    def attack(self) -> str | None:
+        """The attack that the gate is about, if it is about one."""
+        parts = self.path.split(".")
+        return parts[1] if parts[0] == "attack" and len(parts) == 4 else None
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A gate's verdict: the score with its interval, the bound it was held against, and whether it holds.
+
+    `sure` tells whether the whole interval lies on the side of the verdict. A score or bound that is n/a fails,
+    and `reason` says why.
+    """
+
+    gate: str
+    passed: bool
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    bound: float | None = None
+    sure: bool = False
+    reason: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def parse_gate(text: str) -> Gate:
+    """Read one gate; raises a UserError that shows how gates are written."""
+    found = _GATE.fullmatch(text)
+    if not found:
+        raise UserError(f'Gate "{text}" is not a comparison of a score.', _EXAMPLE)
+    path, sign, bound = found.groups()
+    weights = {"constant": 0.0, "before": 0.0, "reference": 0.0}
+    at = 0
+    while at < len(bound):
+        term = _TERM.match(bound, at)
+        if not term or (at > 0 and not term[1]):
+            raise UserError(f'Gate "{text}": "{bound}" is not a bound.', _EXAMPLE)
+        weight = float(term[2] or 1) * (-1 if term[1] == "-" else 1)
+        weights[term[3] or term[4] or "constant"] += weight
+        at = term.end()
+    return Gate(" ".join(text.split()), path, sign, **weights)
+
+
+def check_gates(
+    texts: Sequence[str], *, sets: Collection[str], attacks: Collection[str], has_reference: bool
+) -> list[Gate]:
+    """Read gates and find every fault of them before anything is measured; raises all faults together.
+
+    `sets` are the sets that will be measured, `attacks` the attacks there are.
+    """
+    gates: list[Gate] = []
+    faults: list[UserError] = []
+    for text in texts:
+        try:
+            gate = parse_gate(text)
+            _check_path(gate, sets, attacks)
+            _check_sense(gate, has_reference)
+        except UserError as fault:
+            faults.append(fault)
+        else:
+            gates.append(gate)
+    raise_all(faults)
+    return gates
+
+
+def default_gates(before: Results, *, forget: Collection[str] = ("forget",), unseen: str = "unseen") -> list[Gate]:
+    """Return the gates of a run that named none: forget rows are gone, each set to keep is kept.
+
+    What is recalled is ROUGE-L of answers, or verbatim completion where a set holds plain text.
+    """
+    texts = []
+    for name in before.sets:
+        if name == unseen:
+            continue
+        metric = "rougeL" if before.score(f"{name}.rougeL").value is not None else "verbmem"
+        texts.append(f"{name}.{metric} <= 0.25*before" if name in forget else f"{name}.{metric} >= 0.9*before")
+    return [parse_gate(text) for text in texts]
+
+
+def judge(
+    gates: Sequence[Gate], after: Results, *, before: Results, reference: Results | None = None
+) -> list[Judgement]:
+    """Hold each gate against what was measured. The utility floor is always among them."""
+    floor = parse_gate(FLOOR)
+    every = [*gates, *([] if floor in gates else [floor])]
+    return [_judge(gate, after, {"before": before, "reference": reference}) for gate in every]
+
+
+def _judge(gate: Gate, after: Results, others: Mapping[str, Results | None]) -> Judgement:
+    score = _found(after, gate.path)
+    if score.value is None:
+        return Judgement(gate.text, False, reason=f"{gate.path} is n/a: {score.reason}")
+    known = (score.value, score.low, score.high)
+    bound = gate.constant
+    for name, weight in (("before", gate.before), ("reference", gate.reference)):
+        if not weight:
+            continue
+        other = _found(others[name], _unattacked(gate.path))
+        if other.value is None:
+            return Judgement(gate.text, False, *known, reason=f"{name} is n/a: {other.reason}")
+        bound += weight * other.value
+    holds = OPERATORS[gate.operator]
+    passed = holds(score.value, bound)
+    ends = [end for end in (score.low, score.high) if end is not None]
+    sure = bool(ends) and all(holds(end, bound) == passed for end in ends)
+    return Judgement(gate.text, passed, *known, bound, sure)
+
+
+def _found(results: Results | None, path: str) -> Score:
+    try:
+        return results.score(path) if results else Score(None, reason="it was not measured")
+    except KeyError:
+        return Score(None, reason="it was not measured")
+
+
+def _unattacked(path: str) -> str:
+    """Return the path of the same score without the attack: what `before` and `reference` stand for."""
+    return ".".join(path.split(".")[2:]) if path.startswith("attack.") else path
+
+
+def _check_path(gate: Gate, sets: Collection[str], attacks: Collection[str]) -> None:
+    match gate.path.split("."):
+        case [metric]:
+            _known(gate, "score of the whole model", metric, SUMMARY)
+        case [name, metric]:
+            _known(gate, "measured set", name, sets)
+            _known(gate, "metric", metric, [*METRICS, *SIGNALS])
+        case ["attack", attack, name, metric]:
+            _known(gate, "attack", attack, attacks)
+            _known(gate, "measured set", name, sets)
+            _known(gate, "metric", metric, METRICS)
+        case _:
+            raise UserError(
+                f'Gate "{gate.text}": {gate.path} names no score.', "Write set.metric or attack.name.set.metric."
+            )
+
+
+def _known(gate: Gate, what: str, name: str, choices: Collection[str]) -> None:
+    if name not in choices:
+        raise UserError(f'Gate "{gate.text}": "{name}" is no {what}.', did_you_mean(name, list(choices)))
+
+
+def _check_sense(gate: Gate, has_reference: bool) -> None:
+    if gate.reference and not has_reference:
+        raise UserError(
+            f'Gate "{gate.text}" speaks of a reference, and there is none.',
+            "Pass --reference MODEL, a model retrained without the forget rows.",
+        )
+    if gate.before or gate.reference or gate.path.split(".")[-1] in _UNBOUNDED:
+        return
+    upper = gate.operator.startswith("<")
+    always = gate.constant >= 1 if upper else gate.constant <= 0
+    never = gate.constant < 0 if upper else gate.constant > 1
+    if always or never:
+        word = "always" if always else "never"
+        raise UserError(f'Gate "{gate.text}" {word} holds: the score is between 0 and 1.', "Choose another bound.")

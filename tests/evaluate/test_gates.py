@@ -1,0 +1,132 @@
+"""Gates: what they mean, what is refused, and that ruins do not pass."""
+
+from __future__ import annotations
+
+import pytest
+
+from dualoptim_cli.errors import UserError
+from dualoptim_cli.evaluate.evaluator import measure
+from dualoptim_cli.evaluate.gates import FLOOR, check_gates, default_gates, judge, parse_gate
+from dualoptim_cli.evaluate.results import Results, Score
+from dualoptim_cli.evaluate.summary import SUMMARY
+from tests.evaluate.lab import knowing, tiny_model, town
+
+
+def results(forget: float = 0.1, retain: float = 0.9, utility: float = 0.9, attacked: float = 0.2) -> Results:
+    return Results(
+        {
+            "forget": {"rougeL": Score(forget, forget - 0.05, forget + 0.05, 9, "lower")},
+            "retain": {"rougeL": Score(retain, retain - 0.05, retain + 0.05, 9)},
+        },
+        {"utility": Score(utility, utility - 0.05, utility + 0.05, 2), "UFE": Score(None, reason="no model")},
+        {"int4": {"forget": {"rougeL": Score(attacked, 0.1, 0.3, 9, "lower")}}},
+    )
+
+
+BEFORE = results(forget=1.0, retain=1.0, utility=1.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "passed", "bound"),
+    [
+        ("forget.rougeL <= 0.2", True, 0.2),
+        ("forget.rougeL<=.05", False, 0.05),
+        ("retain.rougeL >= 0.9*before", True, 0.9),
+        ("retain.rougeL > 0.9 * before", False, 0.9),
+        ("forget.rougeL <= reference + 0.05", True, 0.25),
+        ("forget.rougeL >= reference - 0.05", False, 0.15),
+        ("retain.rougeL >= 0.5*before + 0.5*reference - 1e-1", True, 0.85),
+        ("attack.int4.forget.rougeL <= 0.15", False, 0.15),
+        ("attack.int4.forget.rougeL <= 0.25*before", True, 0.25),
+        ("utility >= before - 0.2", True, 0.8),
+    ],
+)
+def test_a_gate_means_what_it_says(text: str, passed: bool, bound: float) -> None:
+    reference = results(forget=0.2, retain=0.9)
+    found = judge([parse_gate(text)], results(), before=BEFORE, reference=reference)[0]
+    assert found.passed == passed
+    assert found.bound == pytest.approx(bound)
+    assert found.value is not None
+    assert found.low is not None
+
+
+def test_a_verdict_is_sure_when_the_whole_interval_agrees() -> None:
+    bounds = {"forget.rougeL <= 0.2": True, "forget.rougeL <= 0.12": False, "forget.rougeL <= 0.01": True}
+    for text, sure in bounds.items():
+        assert judge([parse_gate(text)], results(), before=BEFORE)[0].sure == sure
+
+
+@pytest.mark.parametrize("text", ["UFE >= 0.5", "forget.prob <= 0.5", "forget.rougeL <= reference"])
+def test_what_was_not_measured_fails_and_says_so(text: str) -> None:
+    found = judge([parse_gate(text)], results(), before=BEFORE)[0]
+    assert not found.passed
+    assert "n/a" in found.reason
+
+
+def test_the_utility_floor_is_always_judged_and_only_once() -> None:
+    assert [each.gate for each in judge([], results(), before=BEFORE)] == [FLOOR]
+    assert [each.gate for each in judge([parse_gate(FLOOR)], results(), before=BEFORE)] == [FLOOR]
+
+
+@pytest.mark.parametrize("texts", [[], ["forget.rougeL <= 0.5"], ["utility >= 0.001"]])
+def test_a_destroyed_model_never_passes(texts: list[str]) -> None:
+    sets = {"forget": town(2), "retain": town()}
+    before, ruin = measure(knowing(), sets), measure(tiny_model(), sets)
+    for gates in ([parse_gate(text) for text in texts], default_gates(before)):
+        assert not all(each.passed for each in judge(gates, ruin, before=before))
+
+
+def test_default_gates_are_two_sided() -> None:
+    gates = [gate.text for gate in default_gates(BEFORE)]
+    assert gates == ["forget.rougeL <= 0.25*before", "retain.rougeL >= 0.9*before"]
+    assert all(each.passed for each in judge(default_gates(BEFORE), results(), before=BEFORE))
+
+
+def check(*texts: str, reference: bool = False) -> None:
+    check_gates(texts, sets=("forget", "retain"), attacks=("int4", "sample"), has_reference=reference)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("forget.rougeL", "not a comparison"),
+        ("forget.rougeL == 0.5", "not a comparison"),
+        ("forget.rougeL <= low", '"low" is not a bound'),
+        ("forget.rougeL <= 0.5 0.5", "is not a bound"),
+        ("forget.rougeL <= 2*", "is not a bound"),
+        ("forgot.rougeL <= 0.5", 'Did you mean "forget"'),
+        ("forget.rouge <= 0.5", 'Did you mean "rougeL"'),
+        ("utilty >= 0.5", 'Did you mean "utility"'),
+        ("attack.int5.forget.prob <= 0.5", 'Did you mean "int4"'),
+        ("attack.int4.prob <= 0.5", "names no score"),
+        ("forget.rougeL <= 1", "always holds"),
+        ("forget.rougeL >= 0", "always holds"),
+        ("forget.rougeL < -0.1", "never holds"),
+        ("retain.rougeL >= 1.1", "never holds"),
+        ("forget.rougeL <= reference", "--reference"),
+    ],
+)
+def test_a_gate_without_sense_is_refused_before_anything_runs(text: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check(text)
+    assert said in f"{caught.value.message} {caught.value.hint}"
+    assert text.split()[0] in caught.value.message
+
+
+def test_all_faults_of_all_gates_are_raised_together() -> None:
+    with pytest.raises(UserError, match="2 faults"):
+        check("forget.x <= 0.5", "retain.rougeL >= 0.5", "y >= 0.5")
+
+
+def test_good_gates_come_back_with_their_attacks() -> None:
+    gates = check_gates(
+        ["attack.int4.forget.prob <= 0.1", "privleak <= 3", "UFE >= 0.5"],
+        sets=("forget",),
+        attacks=("int4",),
+        has_reference=False,
+    )
+    assert [gate.attack for gate in gates] == ["int4", None, None]
+
+
+def test_every_score_of_the_whole_can_have_a_gate() -> None:
+    assert tuple(measure(tiny_model(), {"forget": town(2)}).summary) == SUMMARY
