@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 from dualoptim_cli.evaluate.results import Results, Score
@@ -27,6 +27,19 @@ def score_at(result: Results, path: Path) -> Score | None:
     name, metric = path
     metrics = result.summary if name == WHOLE and name not in result.sets else result.sets.get(name, {})
     return metrics.get(metric)
+
+
+def is_measured(row: Iterable[Score | None]) -> bool:
+    """Whether any side has a value."""
+    return any(score is not None and score.value is not None for score in row)
+
+
+def by_reason(missing: Iterable[tuple[Sequence[str], str]]) -> dict[str, list[str]]:
+    """The reasons why there is no score, each with the dotted names of what it holds for."""
+    grouped: dict[str, dict[str, None]] = {}
+    for path, reason in missing:
+        grouped.setdefault(reason, {})[".".join(path)] = None
+    return {reason: list(names) for reason, names in grouped.items()}
 
 
 def difference(before: Score | None, after: Score | None) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.report import figures, svg, text
-from dualoptim_cli.report.compare import difference, news, score_at, side_by_side
+from dualoptim_cli.report.compare import by_reason, difference, is_measured, news, score_at, side_by_side
 from dualoptim_cli.report.svg import clean
 
 NOT_CLAIMED = (
@@ -101,6 +101,7 @@ def _found(measured: Mapping[str, Results], gates: Sequence[Mapping[str, Any]]) 
             wanted,
         ]
         for (name, metric), scores in side_by_side(list(measured.values()))
+        if is_measured(scores)
         for wanted in [next((score.better for score in scores if score), "")]
     ]
     header = ["set", "metric", *measured, *(["change"] if compares else []), "wanted"]
@@ -108,14 +109,11 @@ def _found(measured: Mapping[str, Results], gates: Sequence[Mapping[str, Any]]) 
 
 
 def _reasons(measured: Mapping[str, Results]) -> str:
-    """Why some places of the table say n/a."""
-    missing = {
-        f"{'.'.join(path)}: {score.reason}"
-        for path, scores in side_by_side(list(measured.values()))
-        for score in scores
-        if score and score.reason
-    }
-    return "".join(f'<p class="quiet">n/a · {clean(reason)}</p>' for reason in sorted(missing))
+    """What could not be measured, by the reason."""
+    found = side_by_side(list(measured.values()))
+    grouped = by_reason((path, score.reason) for path, row in found for score in row if score and score.reason)
+    rows = [[clean(reason), clean(", ".join(names))] for reason, names in grouped.items()]
+    return f"<details><summary>Not measured, and why</summary>{_table([], rows)}</details>" if rows else ""
 
 
 def _change(measured: Mapping[str, Results], path: tuple[str, str]) -> str:

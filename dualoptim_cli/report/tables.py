@@ -11,34 +11,51 @@ from rich.text import Text
 
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.report import text
-from dualoptim_cli.report.compare import News, difference, news, score_at, side_by_side
+from dualoptim_cli.report.compare import News, Path, by_reason, difference, is_measured, news, score_at, side_by_side
 
 QUIET = "bright_black"
 NEWS_STYLES: dict[News, str] = {"good": "sea_green3", "bad": "bold indian_red", "unsure": QUIET, "neutral": ""}
 GAP = 2
+HEADLINE = ("rougeL", "prob", "exact_match", "utility")
+Found = tuple[Path, list[Score | None]]
 
 
 def before_after(before: Results, after: Results, reference: Results | None = None, *, width: int = 80) -> Table:
-    """The table at the end of a run; `reference` is a model that never saw the forget rows, where there is one."""
-    beside = {"reference": reference} if reference else {}
-    return scores({"before": before, "after": after, **beside}, width=width)
+    """The short table at the end of a run; `reference` is a model that never saw the forget rows, where there is one.
+
+    It shows the metrics that most people ask for and counts the others below.
+    """
+    sides = {"before": before, "after": after, **({"reference": reference} if reference else {})}
+    rows = [(path, row) for path, row in side_by_side(list(sides.values())) if is_measured(row)]
+    short = [(path, row) for path, row in rows if path[1] in HEADLINE]
+    left_out = len(rows) - len(short)
+    caption = [f"In the results and the record: {left_out} more."] if left_out else []
+    return _side_by_side(list(sides), short, width, caption)
 
 
 def scores(results: Mapping[str, Results], *, width: int = 80) -> Table:
     """Put measurements side by side, a row for each set and metric, under the names they are given by.
 
     With two or more, `change` is from the first to the second: quiet where their intervals overlap, else in the
-    colour of good or bad news. Intervals are left out where they do not fit `width` characters; the reason of each
-    `n/a` stands below the table.
+    colour of good or bad news. Intervals are left out where they do not fit `width` characters. What is `n/a` on
+    every side stands below the table with its reason.
     """
-    compared = list(results.values())
-    header = ["set", "metric", *results, *(["change"] if len(compared) > 1 else []), "wanted"]
-    found = list(side_by_side(compared))
+    found = list(side_by_side(list(results.values())))
+    missing = [(path, score.reason) for path, row in found for score in row if score and score.reason]
+    rows = [(path, row) for path, row in found if is_measured(row)]
+    return _side_by_side(list(results), rows, width, _reasons(missing))
+
+
+def _side_by_side(names: Sequence[str], found: Sequence[Found], width: int, caption: Sequence[str]) -> Table:
+    header = ["set", "metric", *names, *(["change"] if len(names) > 1 else []), "wanted"]
     rows = [_row(path, row, intervals=True) for path, row in found]
     if _needs(header, rows) > width:
         rows = [_row(path, row, intervals=False) for path, row in found]
-    reasons = [f"{'.'.join(path)}: {score.reason}" for path, row in found for score in row if score and score.reason]
-    return _table(header, _without_repeats(rows), numbers=range(2, len(header) - 1), caption=reasons)
+    return _table(header, _without_repeats(rows), numbers=range(2, len(header) - 1), caption=caption)
+
+
+def _reasons(missing: Sequence[tuple[Sequence[str], str]]) -> list[str]:
+    return [f"n/a  {', '.join(names)}: {reason}" for reason, names in by_reason(missing).items()]
 
 
 def attacks(before: Results, after: Results, *, width: int = 80) -> Table:
@@ -59,8 +76,8 @@ def attacks(before: Results, after: Results, *, width: int = 80) -> Table:
     rows = [row(*item, intervals=True) for item in found]
     if _needs(header, rows) > width:
         rows = [row(*item, intervals=False) for item in found]
-    reasons = [f"{attack}.{name}.{metric}: {score.reason}" for attack, name, metric, score in found if score.reason]
-    return _table(header, _without_repeats(rows), numbers=range(3, 7), caption=reasons)
+    missing = [((attack, name, metric), score.reason) for attack, name, metric, score in found if score.reason]
+    return _table(header, _without_repeats(rows), numbers=range(3, 7), caption=_reasons(missing))
 
 
 def _row(path: tuple[str, str], row: Sequence[Score | None], *, intervals: bool) -> list[Text]:
@@ -117,6 +134,6 @@ def _table(header: Sequence[str], rows: list[list[Text]], *, numbers: range, cap
     for row in rows:
         table.add_row(*row)
     if caption:
-        table.caption = Text("\n".join(f"n/a  {text.safe(reason)}" for reason in dict.fromkeys(caption)), QUIET)
+        table.caption = Text("\n".join(text.safe(line) for line in caption), QUIET)
         table.caption_justify = "left"
     return table

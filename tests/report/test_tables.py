@@ -73,7 +73,7 @@ def test_intervals_give_way_on_a_narrow_screen_and_every_line_fits() -> None:
 )
 def test_a_change_has_the_colour_of_its_news(before: float, after: float, better: Better, told: News) -> None:
     assert news(score(before, better), score(after, better)) == told
-    sides = [Results({"set": {"metric": score(value, better)}}) for value in (before, after)]
+    sides = [Results({"set": {"rougeL": score(value, better)}}) for value in (before, after)]
     shown = "\n".join(drawn(tables.before_after(*sides), colour=True))
     coloured = Text(f"{after - before:+.3f}".replace("-", "−"), tables.NEWS_STYLES[told])
     console = Console(file=io.StringIO(), force_terminal=True, color_system="256", legacy_windows=False)
@@ -82,12 +82,31 @@ def test_a_change_has_the_colour_of_its_news(before: float, after: float, better
     assert capture.get() in shown
 
 
-def test_what_is_not_available_says_why_below() -> None:
-    missing = Score(None, better="lower", reason="needs the extra: pip install dualopt[similarity]")
-    table = tables.scores({"eval": Results({"forget": {"cosine": missing, "rougeL": score(0.5, "lower")}})})
-    lines = drawn(table)
-    assert lines[2].split()[:3] == ["forget", "cosine", "n/a"]
-    assert "n/a  forget.cosine: needs the extra:" in " ".join(lines)
+def missing(reason: str) -> Score:
+    return Score(None, better="lower", reason=reason)
+
+
+def test_what_is_not_available_stands_below_by_its_reason() -> None:
+    sets = {"forget": {"cosine": missing("no model"), "entailment": missing("no model"), "rougeL": score(0.5, "lower")}}
+    lines = drawn(tables.scores({"eval": Results(sets)}), 120)
+    assert lines[2].split()[:3] == ["forget", "rougeL", "0.500"]
+    assert "n/a  forget.cosine, forget.entailment:" in " ".join(lines[3:])
+    assert " ".join(lines[3:]).count("no model") == 1
+
+
+def test_the_table_at_the_end_of_a_run_is_short_and_says_what_it_leaves_out() -> None:
+    forget = {"cosine": missing("a long story"), "rougeL": score(0.5, "lower"), "verbmem": score(0.5, "lower")}
+    side = Results({"forget": forget})
+    shown = " ".join(drawn(tables.before_after(side, side), 80))
+    assert "rougeL" in shown
+    assert "1 more" in shown
+    assert "a long story" not in shown
+    assert "verbmem" not in shown
+
+
+def test_what_one_side_alone_has_keeps_its_row() -> None:
+    sides = [Results({"forget": {"prob": found}}) for found in (score(0.5, "lower"), missing("gone"))]
+    assert drawn(tables.before_after(*sides))[2].split() == ["forget", "prob", "0.500", ".490–.510", "n/a", "lower"]
 
 
 def test_a_metric_that_one_side_lacks_leaves_its_place_empty() -> None:
