@@ -43,6 +43,15 @@ class Encoded:
         return self.ids[: self.runs[-1][0]]
 
     @property
+    def mask(self) -> tuple[tuple[str, int], ...]:
+        """The row as runs of `prompt` and `answer` tokens, each with its length."""
+        parts, position = [], 0
+        for start, end in self.runs:
+            parts += [("prompt", start - position), ("answer", end - start)]
+            position = end
+        return tuple(part for part in (*parts, ("prompt", len(self.ids) - position)) if part[1])
+
+    @property
     def answer_tokens(self) -> int:
         """How many tokens count."""
         return sum(end - start for start, end in self.runs)

@@ -32,6 +32,16 @@ def test_a_row_is_one_text_with_bos_once_and_eos_at_its_end() -> None:
     assert row.answer_tokens == len(row.ids) - len(row.prompt)
 
 
+def test_the_mask_is_told_in_runs() -> None:
+    assert Encoded((1, 2, 3, 4, 5, 6), ((1, 2), (4, 5))).mask == (
+        ("prompt", 1),
+        ("answer", 1),
+        ("prompt", 2),
+        ("answer", 1),
+        ("prompt", 1),
+    )
+
+
 def test_a_tokenizer_that_adds_no_bos_gets_none() -> None:
     tokenizer = byte_level(bos=False)
     (row,) = Encoder(tokenizer).encode(QA)
