@@ -11,18 +11,22 @@ from torch.optim import Optimizer
 from dualoptim_cli.errors import UserError, did_you_mean, raise_all
 from dualoptim_cli.optim import front
 from dualoptim_cli.optim.baselines import adamw, adamw_8bit
-from dualoptim_cli.optim.conflict import Conflict, measure_conflict
-from dualoptim_cli.optim.dual import DualOptimizer
-from dualoptim_cli.optim.front import DualAdamW
+from dualoptim_cli.optim.conflict import Conflict, TensorSummary, measure_conflict, summarize_state
+from dualoptim_cli.optim.dual import DualOptimizer, set_state_bits
+from dualoptim_cli.optim.front import DualAdamW, DualMuon
 from dualoptim_cli.optim.partition import NamedParameters
 
 __all__ = [
     "OPTIMIZERS",
     "Conflict",
     "DualAdamW",
+    "DualMuon",
     "DualOptimizer",
+    "TensorSummary",
     "build_optimizer",
     "measure_conflict",
+    "set_state_bits",
+    "summarize_state",
 ]
 
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
@@ -30,6 +34,7 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adamw-8bit": adamw_8bit,
     "dualoptim": front.dualoptim,
     "dualoptim+": front.dualoptim_plus,
+    "dualoptim+muon": front.DualMuon,
 }
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from torch.optim import AdamW, Optimizer
 
 from dualoptim_cli.errors import UserError
-from dualoptim_cli.optim.dual import ratios
 from dualoptim_cli.optim.partition import NamedParameters, partition
+from dualoptim_cli.optim.settings import ratios
 
 
 class TakesTurns(Optimizer):

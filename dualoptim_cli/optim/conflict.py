@@ -7,7 +7,7 @@ optimizer sees the conflict, not how two fresh gradients would.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dualoptim_cli.optim import storage
-from dualoptim_cli.optim.dual import EAGER_PIECE, named, pieces
+from dualoptim_cli.optim.dual import EAGER_PIECE, UNSIGNED, named, pieces
 from dualoptim_cli.optim.partition import layer_of
 from dualoptim_cli.optim.rules import debiased
 
@@ -46,6 +46,7 @@ def tensors(source: Source) -> Iterator[tuple[str, Mapping[str, Any], Mapping[st
                 yield name, source["state"][i], group
 
 
+@torch.no_grad()
 def measure_conflict(source: Source, first: str = "forget", second: str = "retain") -> Conflict | None:
     """Measure the cosine between two objectives' directions by tensor, by layer and overall.
 
@@ -75,19 +76,74 @@ def cosines(products: Mapping[str, Tensor]) -> dict[str, float]:
 def inner_products(state: Mapping[str, Any], group: Mapping[str, Any], first: str, second: str) -> Tensor:
     """first·second, first·first and second·second of one tensor's directions, in float64."""
     total = torch.zeros(3, dtype=torch.float64)
-    length = state[f"m.{first}"].numel()
-    for start, stop in pieces(length, EAGER_PIECE):
-        a, b = (direction(state, group, o, start, stop) for o in (first, second))
+    for start, stop in pieces(state[f"m.{first}"].numel(), EAGER_PIECE):
+        a, b = estimates(state, group, "m", (first, second), start, stop)
         total += torch.stack([a @ b, a @ a, b @ b]).double().cpu()
     return total
 
 
-def direction(state: Mapping[str, Any], group: Mapping[str, Any], objective: str, start: int, stop: int) -> Tensor:
-    """An objective's direction, from `start` to `stop` of one tensor."""
+def estimates(
+    state: Mapping[str, Any], group: Mapping[str, Any], moment: str, objectives: Sequence[str], start: int, stop: int
+) -> list[Tensor]:
+    """The bias-corrected moments of objectives, from `start` to `stop` of one tensor."""
+    place = "mv".index(moment)
+    decay, base_decay = group["betas"][place], group["base_betas"][place]
+    deltas = [part(state, f"{moment}.{o}", start, stop) * debiased(decay, int(state[f"seen.{o}"])) for o in objectives]
+    if not group["bridge"]:
+        return deltas
+    correction = group["bridge"] * debiased(base_decay, int(state["seen.base"]))
+    base = part(state, f"{moment}.base", start, stop) * correction
+    return [delta.add_(base) for delta in deltas]
 
-    def corrected(name: str, decay: float) -> Tensor:
-        part = storage.piece(storage.cell(state, f"m.{name}"), start, stop)
-        return storage.load(part, stop - start) * debiased(decay, int(state[f"seen.{name}"]))
 
-    delta = corrected(objective, group["betas"][0])
-    return delta + corrected("base", group["base_betas"][0]) * group["bridge"] if group["bridge"] else delta
+def part(state: Mapping[str, Any], key: str, start: int, stop: int) -> Tensor:
+    """The numbers from `start` to `stop` of one cell."""
+    cell = storage.cell(state, key, signed=key not in UNSIGNED)
+    return storage.load(storage.piece(cell, start, stop), stop - start)
+
+
+@dataclass(frozen=True)
+class TensorSummary:
+    """What rests for one tensor: norms by key ("m.base", "v.retain"), and shares of its coordinates."""
+
+    name: str
+    layer: str
+    bytes: int
+    norms: dict[str, float]
+    opposed: float | None  # share where the two objectives' directions have opposite signs
+    guarded: dict[str, float]  # share, by objective, where |v| < m²: where the guard acts if it is on
+
+
+@torch.no_grad()
+def summarize_state(source: Source, first: str = "forget", second: str = "retain") -> list[TensorSummary]:
+    """Summarise live or saved state tensor by tensor; reads all of it, a cache-sized piece at a time."""
+    listed = [entry for entry in tensors(source) if any(key.startswith("m.") for key in entry[1])]
+    return [summary(name, state, group, first, second) for name, state, group in listed]
+
+
+def summary(name: str, state: Mapping[str, Any], group: Mapping[str, Any], first: str, second: str) -> TensorSummary:
+    """The summary of one tensor. The zeros that fill up a last block count in no share."""
+    keys = [key for key in state if not key.startswith("seen.") and not key.endswith(".scale")]
+    objectives = [key[2:] for key in keys if key.startswith("m.") and key != "m.base"]
+    squares, guarded, opposed = dict.fromkeys(keys, 0.0), dict.fromkeys(objectives, 0), 0
+    moving = 0
+    for start, stop in pieces(state[keys[0]].numel(), EAGER_PIECE):
+        for key in keys:
+            squares[key] += float(part(state, key, start, stop).double().square().sum())
+        m = dict(zip(objectives, estimates(state, group, "m", objectives, start, stop), strict=True))
+        moving += int(torch.stack([x != 0 for x in m.values()]).any(0).sum())
+        if first in m and second in m:
+            opposed += int((m[first] * m[second] < 0).sum())
+        if group["rule"] == "adam":
+            v = estimates(state, group, "v", objectives, start, stop)
+            for o, second_moment in zip(objectives, v, strict=True):
+                guarded[o] += int((second_moment.abs() < m[o].square()).sum())
+    both = first in objectives and second in objectives
+    return TensorSummary(
+        name=name,
+        layer=layer_of(name),
+        bytes=sum(value.numel() * value.element_size() for key, value in state.items() if key[:5] != "seen."),
+        norms={key: square**0.5 for key, square in squares.items()},
+        opposed=opposed / moving if both and moving else None,
+        guarded={o: n / moving for o, n in guarded.items() if moving},
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
@@ -16,17 +17,17 @@ from torch.optim import Optimizer
 
 from dualoptim_cli.errors import UserError, did_you_mean
 from dualoptim_cli.optim import rules, storage
-from dualoptim_cli.optim.rounding import as_int32, noise_key, round_stochastically
+from dualoptim_cli.optim.rounding import noise_at, noise_key, round_stochastically
 from dualoptim_cli.optim.rules import Numbers, weights
+from dualoptim_cli.optim.settings import DEFAULTS, RULES, check_groups, check_settings, check_state, ratios
 
 Cells = tuple[tuple[storage.Cell, ...], ...]  # for each average of a rule, its delta and its base
 
-RULES: dict[str, rules.Rule] = {"adam": rules.adam, "muon": rules.momentum}
 UNSIGNED = {"v.base"}  # every other cell is, or may become, negative
 
 # Elements at a time. Eager pieces keep all that a step touches in the cache; compiled ones only bound what the
 # compiler may allocate; below COMPILED_LEAST, calling compiled code costs more than it saves.
-EAGER_PIECE, COMPILED_PIECE, COMPILED_LEAST = 1 << 16, 1 << 20, 1 << 12
+EAGER_PIECE, COMPILED_PIECE, COMPILED_LEAST = 1 << 17, 1 << 20, 1 << 12
 COMPILE_PAYS = 1 << 25  # elements in all, from which "auto" compiles on a CPU: docs/optimizer.md has the measurement
 
 
@@ -83,8 +84,9 @@ class DualOptimizer(Optimizer):
 
     def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
         self._objective: str | None = None
+        defaults = {**DEFAULTS, **defaults, "objectives": tuple(defaults.get("objectives", ()))}
         objective_lr = defaults.pop("objective_lr", None)
-        defaults |= {"lr_ratio": ratios(objective_lr, defaults["lr"]), "compiled": None}
+        defaults["lr_ratio"] = ratios(objective_lr, defaults["lr"])
         check_settings(defaults)
         super().__init__(params, defaults)
 
@@ -95,8 +97,9 @@ class DualOptimizer(Optimizer):
 
     @objective.setter
     def objective(self, name: str) -> None:
-        if not name or "." in name or name == "base":
-            raise UserError(f'"{name}" cannot be the name of an objective.', 'Use one without dots, not "base".')
+        if not name or "." in name or name in ("base", "scale"):
+            hint = 'Use one without dots; "base" and "scale" are taken.'
+            raise UserError(f'"{name}" cannot be the name of an objective.', hint)
         known = self.defaults["objectives"]
         if known and name not in known:
             raise UserError(f'There is no objective "{name}".', did_you_mean(name, known))
@@ -110,6 +113,8 @@ class DualOptimizer(Optimizer):
         super().add_param_group(param_group)
         check_settings(self.param_groups[-1])
         for p in self.param_groups[-1]["params"]:
+            if self.param_groups[-1]["rule"] == "muon" and p.ndim != 2:
+                raise UserError(f"rule: muon turns matrices, and a parameter has {p.ndim} dimensions.")
             if not p.is_floating_point():
                 raise UserError(
                     f"A parameter is of type {p.dtype}.", "Only real floating-point tensors can be trained."
@@ -141,6 +146,13 @@ class DualOptimizer(Optimizer):
             every = [p for group in self.param_groups for p in group["params"]]
             group["compiled"] = settled[0] if settled else compile_pays(group["compile"], every)
 
+    def _keep_path(self) -> None:
+        """Go on compiled if the loaded state was; without a compiler, say that the last bits will differ."""
+        for group in self.param_groups:
+            if group["compiled"] and not compiler_at_hand(group["params"][0].device.type):
+                group["compiled"] = False
+                warnings.warn("The state was saved on the compiled path and there is no compiler here.", stacklevel=3)
+
     def _step_one(self, p: Tensor, grad: Tensor, group: dict[str, Any], objective: str, tensor: int) -> None:
         if grad.is_sparse:
             raise RuntimeError("DualOptimizer takes dense gradients only: set sparse=False on the embedding.")
@@ -150,21 +162,19 @@ class DualOptimizer(Optimizer):
             if f"seen.{name}" not in state:
                 begin(state, name, p, group)
         seen = {name: int(state[f"seen.{name}"]) for name in names}
-        whole_cells = cells_of(state, RULES[group["rule"]], names)
+        cells = cells_of(state, RULES[group["rule"]], names)
         numbers = step_numbers(group, objective, seen)
-        target, flat_grad = p.detach().reshape(-1), grad.reshape(-1)
         key = self._noise_key(p, group, tensor)
-        for start, stop in pieces(p.numel(), COMPILED_PIECE if group["compiled"] else eager_piece(p)):
-            noise = None if key is None else torch.tensor([key, as_int32(start)], dtype=torch.int32).to(p.device)
-            part = tuple(tuple(storage.piece(cell, start, stop) for cell in cells) for cells in whole_cells)
-            where = (RULES[group["rule"]], target[start:stop], flat_grad[start:stop], part)
-            static = {"guard": group["guard"], "maximize": group["maximize"]}
-            if group["compiled"] and stop - start >= COMPILED_LEAST:
-                compiled()(*where, numbers.packed(target), noise, **static)
-            else:
-                advance(*where, numbers, noise, **static)
-        if not p.is_contiguous():
-            p.copy_(target.view(p.shape))
+        if group["rule"] == "muon":
+            direction = torch.empty_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+            advance_pieces(direction, grad, cells, numbers, None, group)
+            p.copy_(orthogonal_step(p, direction, numbers, key))
+        elif p.is_contiguous():
+            advance_pieces(p.detach(), grad, cells, numbers, key, group)
+        else:
+            copy = p.detach().contiguous()
+            advance_pieces(copy, grad, cells, numbers, key, group)
+            p.copy_(copy)
         for name in names:
             state[f"seen.{name}"] += 1
 
@@ -175,15 +185,79 @@ class DualOptimizer(Optimizer):
         return noise_key(group["seed"], steps, tensor)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state as it was saved, bit for bit (torch's own would cast it to the parameters' dtype)."""
-        super().load_state_dict({**state_dict, "state": {}})
+        """Load a state as it was saved, bit for bit (torch's own would cast it to the parameters' dtype).
+
+        Raises UserError where the state was saved with other bits, blocks, rules, objectives or shapes.
+        """
         saved = [i for group in state_dict["param_groups"] for i in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for i, p in zip(saved, params, strict=True):
-            if i in state_dict["state"]:
+        states = {i: state_dict["state"].get(i, {}) for i in saved}
+        check_groups(state_dict["param_groups"], self.param_groups)
+        for i, (name, p, group) in zip(saved, named(self), strict=False):
+            check_state(name, states[i], p, group)
+        super().load_state_dict({**state_dict, "state": {}})
+        for i, (_, p, group) in zip(saved, named(self), strict=True):
+            group["objectives"] = self.defaults["objectives"]
+            if states[i]:
                 self.state[p] = {
-                    key: value if key.startswith("seen.") else value.to(p.device)
-                    for key, value in state_dict["state"][i].items()
+                    key: value.clone() if key.startswith("seen.") else value.to(p.device)
+                    for key, value in states[i].items()
+                }
+        self._keep_path()
+
+    def _keep_path(self) -> None:
+        """Go on compiled if the loaded state was; without a compiler, say that the last bits will differ."""
+        for group in self.param_groups:
+            if group["compiled"] and not compiler_at_hand(group["params"][0].device.type):
+                group["compiled"] = False
+                warnings.warn("The state was saved on the compiled path and there is no compiler here.", stacklevel=3)
+
+    def _step_one(self, p: Tensor, grad: Tensor, group: dict[str, Any], objective: str, tensor: int) -> None:
+        if grad.is_sparse:
+            raise RuntimeError("DualOptimizer takes dense gradients only: set sparse=False on the embedding.")
+        state = self.state[p]
+        names = (objective, "base") if group["bridge"] else (objective,)
+        for name in names:
+            if f"seen.{name}" not in state:
+                begin(state, name, p, group)
+        seen = {name: int(state[f"seen.{name}"]) for name in names}
+        cells = cells_of(state, RULES[group["rule"]], names)
+        numbers = step_numbers(group, objective, seen)
+        key = self._noise_key(p, group, tensor)
+        if group["rule"] == "muon":
+            direction = torch.empty_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
+            advance_pieces(direction, grad, cells, numbers, None, group)
+            p.copy_(orthogonal_step(p, direction, numbers, key))
+        elif p.is_contiguous():
+            advance_pieces(p.detach(), grad, cells, numbers, key, group)
+        else:
+            copy = p.detach().contiguous()
+            advance_pieces(copy, grad, cells, numbers, key, group)
+            p.copy_(copy)
+        for name in names:
+            state[f"seen.{name}"] += 1
+
+    def _noise_key(self, p: Tensor, group: dict[str, Any], tensor: int) -> int | None:
+        if p.dtype != torch.bfloat16 or not group["stochastic_rounding"]:
+            return None
+        steps = sum(int(seen) for key, seen in self.state[p].items() if key.startswith("seen."))
+        return noise_key(group["seed"], steps, tensor)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state as it was saved, bit for bit (torch's own would cast it to the parameters' dtype).
+
+        Raises UserError where the state was saved with other bits, blocks, rules, objectives or shapes.
+        """
+        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        states = {i: state_dict["state"].get(i, {}) for i in saved}
+        check_groups(state_dict["param_groups"], self.param_groups)
+        super().load_state_dict({**state_dict, "state": {}})
+        self._keep_path()
+        for i, (name, p, group) in zip(saved, named(self), strict=True):
+            check_state(name, states[i], p, group)
+            if states[i]:
+                self.state[p] = {
+                    key: value.clone() if key.startswith("seen.") else value.to(p.device)
+                    for key, value in states[i].items()
                 }
 
     def __getstate__(self) -> dict[str, Any]:
@@ -192,11 +266,15 @@ class DualOptimizer(Optimizer):
 
 def begin(state: dict[str, Tensor], name: str, p: Tensor, group: dict[str, Any]) -> None:
     """Give a parameter a delta for an objective, or its base: all zero, the clock at zero."""
-    bits = 8 if group["state_bits"] == 8 and p.numel() >= group["min_8bit_size"] else 32
     state[f"seen.{name}"] = torch.zeros((), dtype=torch.int64)
     for moment in rules.MOMENTS[RULES[group["rule"]]]:
-        key = f"{moment}.{name}"
-        storage.create(state, key, p, bits=bits, signed=key not in UNSIGNED)
+        create_cell(state, f"{moment}.{name}", p, group)
+
+
+def create_cell(state: dict[str, Tensor], key: str, p: Tensor, group: dict[str, Any]) -> None:
+    """Create a cell with as many bits as the settings say for a tensor of this size."""
+    bits = 8 if group["state_bits"] == 8 and p.numel() >= group["min_8bit_size"] else 32
+    storage.create(state, key, p, bits=bits, signed=key not in UNSIGNED)
 
 
 def cells_of(state: Mapping[str, Tensor], rule: rules.Rule, names: tuple[str, ...]) -> Cells:
@@ -213,18 +291,43 @@ def step_numbers(group: dict[str, Any], objective: str, seen: dict[str, int]) ->
     return Numbers(lr=lr, keep=1 - lr * group["weight_decay"], eps=group["eps"], m=m, v=v)
 
 
-def eager_piece(p: Tensor) -> int:
-    """How many elements eager code takes at a time: a cacheful on a CPU, more where every call is a launch."""
-    return EAGER_PIECE if p.device.type == "cpu" else COMPILED_PIECE
+def advance_pieces(
+    target: Tensor, grad: Tensor, cells: Cells, numbers: Numbers, key: int | None, group: dict[str, Any]
+) -> None:
+    """Advance a whole contiguous tensor, piece by piece, on the path that its group has settled on."""
+    target, grad = target.view(-1), grad.reshape(-1)
+    size = EAGER_PIECE if target.device.type == "cpu" and not group["compiled"] else COMPILED_PIECE
+    static = {"guard": group["guard"], "maximize": group["maximize"]}
+    packed = numbers.packed(target) if group["compiled"] else None
+    for start, stop in pieces(target.numel(), size):
+        noise = None if key is None else noise_at(key, start, target.device)
+        part = tuple(tuple(storage.piece(cell, start, stop) for cell in pair) for pair in cells)
+        where = (RULES[group["rule"]], target[start:stop], grad[start:stop], part)
+        if packed is not None and stop - start >= COMPILED_LEAST:
+            compiled()(*where, packed, noise, **static)
+        else:
+            advance(*where, numbers, noise, **static)
+
+
+def orthogonal_step(p: Tensor, direction: Tensor, numbers: Numbers, key: int | None) -> Tensor:
+    """The new matrix after Muon's step along a direction."""
+    turned = rules.orthogonal(direction) * (rules.adam_sized(*p.shape) * numbers.lr)
+    result = (p.to(direction.dtype) * numbers.keep - turned).reshape(-1)
+    rounded = result if key is None else round_stochastically(result, noise_at(key, 0, p.device))
+    return rounded.view(p.shape)
+
+
+def compiler_at_hand(device: str) -> bool:
+    """Whether Inductor finds what it needs: Triton on CUDA, a C++ compiler on a CPU."""
+    if device == "cuda":
+        return find_spec("triton") is not None
+    return device == "cpu" and any(map(which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
 
 
 def compile_pays(asked: bool | str, params: list[Tensor]) -> bool:
     """Whether to take the compiled path: as asked, or for "auto" by the number of elements."""
     device = params[0].device.type
-    if device == "cuda":
-        possible = find_spec("triton") is not None
-    else:
-        possible = device == "cpu" and any(map(which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
+    possible = compiler_at_hand(device)
     if asked == "auto":
         return possible and (device == "cuda" or sum(p.numel() for p in params) >= COMPILE_PAYS)
     if asked and not possible:
@@ -232,37 +335,22 @@ def compile_pays(asked: bool | str, params: list[Tensor]) -> bool:
     return bool(asked)
 
 
-def ratios(objective_lr: Mapping[str, float] | None, lr: float) -> dict[str, float]:
-    """Absolute rates by objective as ratios to the group's rate, so that a scheduler drives them all."""
-    if not objective_lr:
-        return {}
-    if not lr > 0:
-        raise UserError(f"objective_lr is kept as a ratio to lr, and lr is {lr}.", "Give an lr above 0.")
-    return {name: float(rate) / float(lr) for name, rate in objective_lr.items()}
-
-
-def check_settings(group: dict[str, Any]) -> None:
-    """Refuse settings that mean nothing, by their names."""
-    for name in ("betas", "base_betas"):
-        if len(group[name]) != 2 or not all(0 <= beta < 1 for beta in group[name]):
-            raise UserError(f"{name}: {group[name]} is not two numbers from 0 to below 1.")
-    for name in ("lr", "weight_decay", "eps"):
-        if not group[name] >= 0:
-            raise UserError(f"{name}: {group[name]} is below 0.")
-    if not 0 <= group["bridge"] <= 1:
-        raise UserError(f"bridge: {group['bridge']} is not between 0 (DualOptim) and 1 (DualOptim+).")
-    if any(not rate >= 0 for rate in group["lr_ratio"].values()):
-        raise UserError("objective_lr holds a rate below 0.")
-    choose("guard", group["guard"], ("moments", "none"))
-    choose("rule", group["rule"], tuple(RULES))
-    if group["state_bits"] not in (8, 32):
-        raise UserError(f"state_bits: {group['state_bits']} is neither 8 nor 32.")
-
-
-def choose(setting: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a value that is not among the choices."""
-    if value not in choices:
-        raise UserError(f'{setting}: there is no "{value}".', did_you_mean(value, choices))
+@torch.no_grad()
+def set_state_bits(optimizer: DualOptimizer, bits: int) -> None:
+    """Move an optimizer's whole state to 8 or to 32 bits, in place; from 8 to 32 nothing is lost."""
+    for _, p, group in named(optimizer):
+        group["state_bits"] = bits
+        check_settings(group)
+        state = optimizer.state.get(p, {})
+        for key in [key for key in state if not key.startswith("seen.") and not key.endswith(".scale")]:
+            old = storage.cell(state, key, signed=key not in UNSIGNED)
+            state.pop(f"{key}.scale", None)
+            create_cell(state, key, p, group)
+            new = storage.cell(state, key, signed=key not in UNSIGNED)
+            for start, stop in pieces(p.numel(), EAGER_PIECE):
+                values = storage.load(storage.piece(old, start, stop), stop - start)
+                storage.save(storage.piece(new, start, stop), values)
+    optimizer.defaults["state_bits"] = bits
 
 
 def named(optimizer: Optimizer) -> Iterable[tuple[str, Tensor, dict[str, Any]]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 NamedParameters = Iterable[tuple[str, Tensor]]
 EMBEDDINGS = ("embed", "wte", "wpe")
 HEADS = ("lm_head", "embed_out", "output_layer", "score", "classifier")
+NEVER = 2**63 - 1  # a least size for 8 bits that no tensor reaches
 NUMBERED = re.compile(r"(?:^|\.)(\d+)\.")
 
 
@@ -48,7 +49,7 @@ def partition(
     """Sort trainable parameters into groups with the same treatment, in the order of their first member.
 
     Tensors of fewer than two dimensions (norms, biases) do not decay. With `float32_embeddings`, embeddings
-    get `state_bits` 32 whatever the rest has. With `muon`, 2-D hidden weights get the Muon rule.
+    rest in float32 whatever the rest does. With `muon`, 2-D hidden weights get the Muon rule.
     """
     groups: dict[tuple[tuple[str, Any], ...], list[tuple[str, Tensor]]] = {}
     for name, tensor in named_parameters:
@@ -56,7 +57,7 @@ def partition(
             continue
         treatment: dict[str, Any] = {"weight_decay": weight_decay if tensor.ndim >= 2 else 0.0}
         if float32_embeddings and is_embedding(name):
-            treatment["state_bits"] = 32
+            treatment["min_8bit_size"] = NEVER
         if muon:
             treatment["rule"] = "muon" if is_hidden_matrix(name, tensor) else "adam"
         groups.setdefault(tuple(treatment.items()), []).append((name, tensor))

@@ -35,6 +35,11 @@ def noise_key(seed: int, step: int, tensor: int) -> int:
     return int(key)
 
 
+def noise_at(key: int, first: int, device: torch.device) -> Tensor:
+    """What `round_stochastically` needs for a piece that begins at element `first`."""
+    return torch.tensor([key, as_int32(first)], dtype=torch.int32).to(device)
+
+
 def round_stochastically(values: Tensor, noise: Tensor) -> Tensor:
     """Round float32 to bfloat16, up or down at random in proportion to the distance.
 

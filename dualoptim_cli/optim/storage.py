@@ -65,7 +65,7 @@ def encode(x: Tensor, into: CodeMap) -> Tensor:
     place: Tensor = reduce(torch.minimum, lines)
     last = into.edges.numel() - 1
     edge = (place if into.zero else place * 2).round().to(torch.int32).clamp(0, last)
-    code: Tensor = edge + (magnitude > into.edges[edge])
+    code: Tensor = edge + (magnitude > into.edges.index_select(0, edge.view(-1)).view_as(edge))
     if into.zero:
         code = into.zero + torch.where(x < 0, -code.clamp(max=into.zero), code)
     return code.to(torch.uint8)
@@ -103,7 +103,8 @@ def load(part: Cell, length: int) -> Tensor:
     """The first `length` numbers in a cell, flat."""
     if isinstance(part, Tensor):
         return part
-    values = (part.map.values[part.codes.int()] * part.scales[:, None]).view(-1)
+    values = part.map.values.index_select(0, part.codes.view(-1).int()).view_as(part.codes)
+    values = (values * part.scales[:, None]).view(-1)
     return values if values.numel() == length else values[:length]
 
 

@@ -1,0 +1,99 @@
+"""The settings of a DualOptimizer: defaults, which values mean nothing, and what a saved state must share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dualoptim_cli.errors import UserError, did_you_mean
+from dualoptim_cli.optim import rules, storage
+
+RULES: dict[str, rules.Rule] = {"adam": rules.adam, "muon": rules.momentum}
+
+DEFAULTS: dict[str, Any] = {
+    "betas": (0.9, 0.95),
+    "base_betas": (0.9, 0.95),
+    "eps": 1e-8,
+    "weight_decay": 0.01,
+    "bridge": 1.0,
+    "guard": "moments",
+    "state_bits": 32,
+    "min_8bit_size": 4096,
+    "stochastic_rounding": True,
+    "compile": "auto",
+    "compiled": None,  # what "auto" came to; kept in the state
+    "maximize": False,
+    "objectives": (),
+    "seed": 0,
+    "rule": "adam",
+}
+
+
+def ratios(objective_lr: Mapping[str, float] | None, lr: float) -> dict[str, float]:
+    """Absolute rates by objective as ratios to the group's rate, so that a scheduler drives them all."""
+    if not objective_lr:
+        return {}
+    if not lr > 0:
+        raise UserError(f"objective_lr is kept as a ratio to lr, and lr is {lr}.", "Give an lr above 0.")
+    return {name: float(rate) / float(lr) for name, rate in objective_lr.items()}
+
+
+def check_settings(group: dict[str, Any]) -> None:
+    """Refuse settings that mean nothing, by their names."""
+    for name in ("betas", "base_betas"):
+        if len(group[name]) != 2 or not all(0 <= beta < 1 for beta in group[name]):
+            raise UserError(f"{name}: {group[name]} is not two numbers from 0 to below 1.")
+    for name in ("lr", "weight_decay", "eps"):
+        if not group[name] >= 0:
+            raise UserError(f"{name}: {group[name]} is below 0.")
+    if not 0 <= group["bridge"] <= 1:
+        raise UserError(f"bridge: {group['bridge']} is not between 0 (DualOptim) and 1 (DualOptim+).")
+    if any(not rate >= 0 for rate in group["lr_ratio"].values()):
+        raise UserError("objective_lr holds a rate below 0.")
+    choose("guard", group["guard"], ("moments", "none"))
+    choose("rule", group["rule"], tuple(RULES))
+    if group["state_bits"] not in (8, 32):
+        raise UserError(f"state_bits: {group['state_bits']} is neither 8 nor 32.")
+
+
+def choose(setting: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a value that is not among the choices."""
+    if value not in choices:
+        raise UserError(f'{setting}: there is no "{value}".', did_you_mean(value, choices))
+
+
+STRUCTURE = ("rule", "state_bits", "min_8bit_size")  # what a state cannot do without; the rest is loaded
+
+
+def check_groups(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
+    """Refuse a state whose groups rest in another way than this optimizer's."""
+    for theirs, ours in zip(saved, own, strict=False):
+        for setting in STRUCTURE:
+            if theirs.get(setting) != ours[setting]:
+                raise UserError(
+                    f"The saved state has {setting} {theirs.get(setting)}, this optimizer {ours[setting]}.",
+                    "Build the optimizer as it was saved; set_state_bits moves a loaded state to other bits.",
+                )
+        strange = set(theirs["objectives"]) ^ set(ours["objectives"])
+        if theirs["objectives"] and ours["objectives"] and strange:
+            raise UserError(
+                f"The saved state is of objectives {', '.join(theirs['objectives'])}, "
+                f"this optimizer's are {', '.join(ours['objectives'])}."
+            )
+
+
+def check_state(name: str, state: Mapping[str, Tensor], p: Tensor, group: dict[str, Any]) -> None:
+    """Refuse a tensor's state that has another shape, another block or another objective."""
+    known = {*group["objectives"], "base"} if group["objectives"] else set()
+    blocks = torch.Size((-(-p.numel() // storage.BLOCK), storage.BLOCK))
+    for key, value in state.items():
+        if key.endswith(".scale"):
+            continue
+        if known and key.split(".")[1] not in known:
+            raise UserError(f'The saved state of {name} has "{key}", which is no objective of this optimizer.')
+        expected = blocks if f"{key}.scale" in state else p.shape
+        if not key.startswith("seen.") and value.shape != expected:
+            raise UserError(f'"{key}" of {name} is saved as {list(value.shape)}, not {list(expected)}.')

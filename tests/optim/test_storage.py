@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dualoptim_cli.optim import storage
+
+CPU = torch.device("cpu")
+
+
+def blocks(kind):
+    g = torch.Generator().manual_seed(7)
+    random = torch.randn(400, 256, generator=g)
+    return {
+        "random": random,
+        "heavy-tailed": random / torch.rand(400, 256, generator=g).clamp(min=1e-6) ** 2,
+        "constant": torch.full((3, 256), -0.37),
+        "tiny": random * 1e-42,
+        "huge": random.clamp(-4, 4) * 8e37,
+        "zero": torch.zeros(2, 256),
+        "every decade": 10 ** (-8 * torch.rand(400, 256, generator=g)) * random.sign(),
+    }[kind]
+
+
+KINDS = ["random", "heavy-tailed", "constant", "tiny", "huge", "zero", "every decade"]
+
+
+def saved(values, signed):
+    state = {}
+    storage.create(state, "m", values, bits=8, signed=signed)
+    cell = storage.cell(state, "m", signed=signed)
+    storage.save(cell, values.reshape(-1))
+    return cell
+
+
+def normalised(values):
+    scales = values.abs().amax(1, keepdim=True)
+    return values / torch.where(scales > 0, scales, 1)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_the_map_is_that_of_bitsandbytes(signed):
+    functional = pytest.importorskip("bitsandbytes.functional")
+    theirs = functional.create_dynamic_map(signed).double()
+    ours = storage.code_map(signed, CPU).values.double()
+    np.testing.assert_allclose(ours, theirs, rtol=2e-7)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_code_is_the_exactly_nearest_by_brute_force(kind, signed):
+    values = blocks(kind) if signed else blocks(kind).abs()
+    cell = saved(values, signed)
+    x = normalised(values).double().view(-1, 1)
+    table = cell.map.values.double()
+    chosen = (table[cell.codes.view(-1).int()] - x[:, 0]).abs()
+    for rows in torch.arange(len(x)).split(20_000):
+        assert torch.equal(chosen[rows], (table - x[rows]).abs().amin(1))
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_numbers_on_either_side_of_every_edge_go_to_their_own_side(signed):
+    code_map = storage.code_map(signed, CPU)
+    edge = code_map.edges
+    beyond = edge.nextafter(torch.ones(()))
+    ranks = torch.arange(edge.numel())
+    assert torch.equal(storage.encode(edge, code_map).long(), code_map.zero + ranks)
+    assert torch.equal(storage.encode(beyond, code_map).long(), code_map.zero + ranks + 1)
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_zero_stays_zero_beside_anything(signed):
+    values = blocks("heavy-tailed").abs()
+    values[:, ::3] = 0
+    loaded = storage.load(saved(values, signed), values.numel()).view_as(values)
+    assert (loaded[:, ::3] == 0).all()
+
+
+def test_bitsandbytes_is_not_always_nearest_and_ours_is_never_farther():
+    functional = pytest.importorskip("bitsandbytes.functional")
+    values, x = blocks("every decade"), normalised(blocks("every decade")).double()
+    table = functional.create_dynamic_map(True)
+    codes, _ = functional.quantize_blockwise(values, code=table, blocksize=256)
+    theirs = (table[codes.int()].double() - x).abs()
+    ours = (storage.code_map(True, CPU).values[saved(values, True).codes.int()].double() - x).abs()
+    assert (ours <= theirs + 1e-7).all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(length=st.integers(0, 1500), signed=st.booleans(), cut=st.integers(0, 5))
+def test_any_length_in_any_pieces_rests_the_same(length, signed, cut):
+    values = torch.randn(length, generator=torch.Generator().manual_seed(length))
+    values = values if signed else values.abs()
+    whole = saved(values, signed)
+    state = {}
+    storage.create(state, "m", values, bits=8, signed=signed)
+    cell = storage.cell(state, "m", signed=signed)
+    at = min(cut * storage.BLOCK, length // storage.BLOCK * storage.BLOCK)
+    for start, stop in ((0, at), (at, length)):
+        storage.save(storage.piece(cell, start, stop), values[start:stop])
+    assert torch.equal(whole.codes, cell.codes)
+    loaded = storage.load(whole, length)
+    assert loaded.shape == values.shape
+    assert length == 0 or (loaded - values).abs().max() <= 0.04 * values.abs().max()
+
+
+def test_a_block_that_is_not_finite_does_not_pass_for_numbers():
+    values = torch.ones(1, 256)
+    values[0, 3] = float("nan")
+    assert storage.load(saved(values, True), 256).isnan().all()
