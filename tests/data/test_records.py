@@ -232,6 +232,7 @@ def test_a_chat_that_is_none_is_refused(turns: Any) -> None:
         (b"", "has no rows"),
         (b"\n \n", "has no rows"),
         (b'{"question": "q", "answer": "a"}\n{"question": ', ":2 is not valid JSON (Expecting value at column 14)"),
+        (b'{"question": "q"\r\n', ":1 is not valid JSON (Expecting ',' delimiter at column 17)"),
         (b'{"question": "q", "answer": "\xff"}\n', ":1 is not UTF-8 (byte 30 of the row)"),
         ('{"question": "q", "answer": "a"}'.encode("utf-16"), ":1 is UTF-16"),
         (b'{"question": "q", "answer": 42}', ':1 has a number in "answer", not text'),
