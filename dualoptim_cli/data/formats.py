@@ -51,7 +51,7 @@ def decode_json(raw: bytes) -> Mapping[str, Any]:
     try:
         values = _json.decode(text)
     except json.JSONDecodeError as error:
-        column = min(error.pos, len(text.rstrip("\r\n"))) + 1  # the row has the line's end with it, and that has no column
+        column = min(error.pos, len(text.rstrip("\r\n"))) + 1  # a line end has no column
         raise BadRow(f"is not valid JSON ({error.msg} at column {column})", JSON_HINT) from None
     except RecursionError:
         raise BadRow("is nested too deep for a row", JSON_HINT) from None
