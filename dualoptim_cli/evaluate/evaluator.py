@@ -40,7 +40,7 @@ def measure(
     """
     asked = {name: questions(each, sample_rows(len(each), rows, seed, name)) for name, each in sets.items()}
     total = sum(question.units for of_set in asked.values() for question in of_set)
-    with _evaluating(model), _told(phase, total, on_event) as advance:
+    with evaluating(model), told(phase, total, on_event) as advance:
         found = {
             name: Observer(
                 model,
@@ -69,7 +69,7 @@ def sample_rows(size: int, rows: RowLimit, seed: int, name: str) -> list[int]:
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Put the model in evaluation mode, and each of its modules back in its own."""
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -81,7 +81,7 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _told(phase: str, total: int, on_event: OnEvent | None) -> Iterator[Callable[[int], None]]:
+def told(phase: str, total: int, on_event: OnEvent | None) -> Iterator[Callable[[int], None]]:
     """Tell of a phase: its begin, each advance by some units, and its end."""
     began, done = time.perf_counter(), 0
 

@@ -35,12 +35,16 @@ class Likelihoods:
         return float(self.nll.mean())
 
 
+UNRATED = Likelihoods(np.array([math.nan]), np.array([False]), np.array([math.nan]))
+"""Of an answer that was only decoded."""
+
+
 @dataclass(frozen=True)
 class Row:
     """All that a model said about one row. It lives in memory for as long as the row is measured."""
 
     answer: str
-    likelihoods: Likelihoods
+    likelihoods: Likelihoods = UNRATED
     found: str | None = None  # the continuation of the question
     found_ids: Sequence[int] = ()
     rest: str | None = None  # the second half of the answer

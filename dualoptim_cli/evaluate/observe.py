@@ -85,24 +85,29 @@ class Observer:
         self.batch_size = batch_size
         self.advance = advance
 
-    def rows(self, asked: Sequence[Question]) -> list[Row]:
-        """Return what the model says about each row, in their order."""
+    def rows(self, asked: Sequence[Question], *, brief: bool = False) -> list[Row]:
+        """Return what the model says about each row, in their order.
+
+        In brief: no other answers, and the second half of an answer only where there is no question.
+        """
         own = self.likelihoods([Encoded(q.ids, ((q.start, len(q.ids)),)) for q in asked], _all_of_token)
-        other = iter(self.likelihoods([encoded for q in asked for encoded in q.alternatives], _nll_of_token))
-        found = self._continue([q.ids[: q.start] if q.asks else None for q in asked], asked)
-        rest = self._continue([q.ids[: q.middle] if q.middle > q.start else None for q in asked], asked)
+        others: list[Sequence[Encoded]] = [() if brief else q.alternatives for q in asked]
+        other = iter(self.likelihoods([encoded for each in others for encoded in each], _nll_of_token))
+        halved = [q.middle > q.start and not (brief and q.asks) for q in asked]
+        found = self._where([q.asks for q in asked], asked, [q.start for q in asked])
+        rest = self._where(halved, asked, [q.middle for q in asked])
         rows = []
         for at, question in enumerate(asked):
-            losses = [float(next(other)[:, 0].mean()) for _ in question.alternatives]
+            losses = [float(next(other)[:, 0].mean()) for _ in others[at]]
             true = losses[: len(question.record.paraphrased)]
             rows.append(
                 Row(
-                    answer=question.record.answer if question.asks else self._text(question.ids) or "",
+                    answer=question.record.answer if question.asks else self.text(question.ids),
                     likelihoods=Likelihoods(own[at][:, 0], own[at][:, 1] > 0, own[at][:, 2]),
-                    found=self._text(found[at]),
+                    found=self._maybe(found[at]),
                     found_ids=found[at] or (),
-                    rest=self._text(question.ids[question.middle : question.end]),
-                    found_rest=self._text(rest[at]),
+                    rest=self.text(question.ids[question.middle : question.end]),
+                    found_rest=self._maybe(rest[at]),
                     paraphrased=float(np.mean(true)) if true else None,
                     perturbed=losses[len(true) :],
                 )
@@ -125,28 +130,50 @@ class Observer:
             self.advance(len(rows))
         return found
 
-    def _continue(self, prompts: Sequence[Sequence[int] | None], asked: Sequence[Question]) -> list[list[int] | None]:
-        """Continue the prompts that there are, each as far as the longest answer of them all may need."""
-        present = [at for at, prompt in enumerate(prompts) if prompt]
-        found: list[list[int] | None] = [None] * len(prompts)
-        if not present:
-            return found
-        longest = max(len(asked[at].ids) - len(prompts[at] or ()) for at in present)
-        made = generate(
+    def decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        asked: Sequence[Question],
+        *,
+        given: Sequence[int] | None = None,
+        temperature: float = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> list[list[int]]:
+        """Continue a prompt of each row, all as far as the longest of their answers may need.
+
+        `given` says where in a row's tokens the continuation begins, if not at the start of the answer.
+        """
+        starts = [q.start for q in asked] if given is None else given
+        longest = max((len(q.ids) - start for q, start in zip(asked, starts, strict=True)), default=0)
+        return generate(
             self.model,
-            [prompts[at] or () for at in present],
+            prompts,
             limit=min(longest, self.max_new_tokens),
             stop=self.stop,
             batch_size=self.batch_size,
+            temperature=temperature,
+            generator=generator,
             advance=self.advance,
         )
-        for at, ids in zip(present, made, strict=True):
-            found[at] = ids
-        return found
 
-    def _text(self, ids: Sequence[int] | None) -> str | None:
-        if ids is None:
-            return None
+    def _where(self, wanted: Sequence[bool], asked: Sequence[Question], given: Sequence[int]) -> list[list[int] | None]:
+        """Continue the wanted rows from where `given` says; None for the others."""
+        present = [at for at, want in enumerate(wanted) if want]
+        prompts = [asked[at].ids[: given[at]] for at in present]
+        made = self.decode(prompts, [asked[at] for at in present], given=[given[at] for at in present])
+        found = dict(zip(present, made, strict=True))
+        return [found.get(at) for at in range(len(asked))]
+
+    def tokens(self, text: str) -> list[int]:
+        """Return the tokens of a text that follows another."""
+        ids: list[int] = self.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
+        return ids
+
+    def _maybe(self, ids: Sequence[int] | None) -> str | None:
+        return None if ids is None else self.text(ids)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """Return the text of tokens, special ones left out."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
 

@@ -30,13 +30,19 @@ def score_rows(
     process. The intervals are bootstrap intervals over rows, drawn from `seed`.
     """
     values = {name: row_values(found, forget=name in forget) for name, found in rows.items()}
-    drawn = {name: _bootstrap(of_set, set_seed(seed, name)) for name, of_set in values.items()}
-    sets = {name: _set_scores(found, drawn[name], forget=name in forget) for name, found in rows.items()}
+    drawn = {name: _bootstrap(of_set, METRICS, set_seed(seed, name)) for name, of_set in values.items()}
+    sets = {name: _scores(found, drawn[name], forget=name in forget) for name, found in rows.items()}
     for name in forget:
         if name in sets:
             sets[name] |= membership(values, name, set_seed(seed, name))
     summary = summarise(drawn, values, forget=forget, reference=reference, seed=set_seed(seed, ""))
     return Results(sets, summary, settings=settings or {}, values=values)
+
+
+def score_set(rows: Sequence[Row], metrics: Collection[str], seed: list[int], *, forget: bool) -> dict[str, Score]:
+    """Return these metrics of one set alone."""
+    values = {name: np.array([METRICS[name].value(row, forget=forget) for row in rows]) for name in metrics}
+    return _scores(rows, _bootstrap(values, metrics, seed), forget=forget)
 
 
 def row_values(rows: Sequence[Row], *, forget: bool) -> dict[str, Array]:
@@ -52,17 +58,17 @@ def set_seed(seed: int, name: str) -> list[int]:
     return [seed, zlib.crc32(name.encode())]
 
 
-def _bootstrap(values: Mapping[str, Array], seed: list[int]) -> dict[str, Array]:
-    drawn = bootstrap(np.stack([values[metric] for metric in METRICS]), np.random.default_rng(seed))
-    return dict(zip(METRICS, drawn, strict=True))
+def _bootstrap(values: Mapping[str, Array], metrics: Collection[str], seed: list[int]) -> dict[str, Array]:
+    drawn = bootstrap(np.stack([values[metric] for metric in metrics]), np.random.default_rng(seed))
+    return dict(zip(metrics, drawn, strict=True))
 
 
-def _set_scores(rows: Sequence[Row], drawn: Mapping[str, Array], *, forget: bool) -> dict[str, Score]:
+def _scores(rows: Sequence[Row], drawn: Mapping[str, Array], *, forget: bool) -> dict[str, Score]:
     scores = {}
-    for name, metric in METRICS.items():
+    for name, of_metric in drawn.items():
+        metric = METRICS[name]
         lacking = {need: sum(LACKING[need][0](row) for row in rows) for need in metric.needs}
         without = max(lacking.values(), default=0)
         reason = "; ".join(LACKING[need][1] for need, count in lacking.items() if count == len(rows))
-        better = metric.direction(forget=forget)
-        scores[name] = score_of(drawn[name], len(rows) - without, better, reason)
+        scores[name] = score_of(of_metric, len(rows) - without, metric.direction(forget=forget), reason)
     return scores
