@@ -55,7 +55,7 @@ def over_logits(
         logits = widen(head.logits(states))
         if not frozen:
             return measure(logits, aim)
-        with frozen.of(model):
+        with frozen.of(model, used=causal_lm(model).get_output_embeddings()):
             reference = widen(old_head.logits(*old_states)).to(logits)
         return measure(logits, aim, reference)
 

@@ -233,9 +233,10 @@ def test_no_objective_means_no_gradient() -> None:
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # peft asks transformers by its old name
 @pytest.mark.parametrize("loss", ["kl", "undial", "rmu-retain"])
-def test_adapters_switched_off_equal_a_frozen_copy(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("head", [[], ["lm_head"]], ids=["plain head", "adapted head"])
+def test_adapters_switched_off_equal_a_frozen_copy(loss: str, head: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(passes, "CHUNK", 200)
-    lora = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
+    lora = LoraConfig(r=2, target_modules=["q_proj", "down_proj", *head], init_lora_weights=False)
     plain = tiny_llama().double()
     copied, switched = task(loss), task(loss)
     copied.prepare(plain, BATCH)

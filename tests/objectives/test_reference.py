@@ -75,3 +75,10 @@ def test_switching_adapters_off_leaves_what_is_trained_as_it_was() -> None:
     with pytest.raises(KeyError), without_adapters(model):
         raise KeyError
     assert before == {name: weight.requires_grad for name, weight in model.named_parameters()}
+
+
+def test_adapters_stay_on_where_the_part_in_use_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = get_peft_model(tiny_llama(), LoraConfig(r=2, target_modules=["q_proj"]))
+    monkeypatch.setattr(model, "disable_adapter", lambda: pytest.fail("switched off"))
+    with Frozen().of(model, used=model.get_base_model().lm_head):
+        assert not torch.is_grad_enabled()
