@@ -109,6 +109,7 @@ class EvalConfig(Section):
     rows: Literal["all"] | Count = 200
     max_new_tokens: Count = 128
     batch_size: Count = 32
+    gates: Literal["default"] | list[str] = "default"
 
 
 USUAL: dict[str, dict[str, Any]] = {"forget": {"loss": "npo"}, "retain": {"loss": "gd", "steps": 5}}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from dualoptim_cli.data import Examples, Records, Schedule
+    from dualoptim_cli.evaluate.gates import Gate, Judgement
     from dualoptim_cli.evaluate.results import Results
     from dualoptim_cli.model.load import Loaded, Located
     from dualoptim_cli.objectives.forward import Task
@@ -36,20 +38,25 @@ if TYPE_CHECKING:
 KNOWN_PROBABILITY, KNOWN_RECALL = 0.1, 0.3
 """A model below both on the forget rows has nothing to forget. On the scale of the lab models: one that never saw
 the rows has .002 and .12, one that knows them .995 and .98."""
-GONE, KEPT = 0.25, 0.9  # of the recall before: below the one is forgotten, above the other is kept
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a finished run found: the scores before and after, one line of verdict, and where everything lies."""
+    """What a finished run found: scores before and after, gates, one line of verdict, and where everything lies."""
 
     out: Path
     before: Results
     after: Results
+    judgements: tuple[Judgement, ...]
     verdict: str
     knew: bool
     steps: int
     seconds: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether every gate holds."""
+        return all(judgement.passed for judgement in self.judgements)
 
     def to_json(self) -> dict[str, Any]:
         """The machine-readable result of `dualopt unlearn --json`."""
@@ -57,6 +64,8 @@ class Outcome:
             "out": str(self.out),
             "model": str(self.out / "model"),
             "verdict": self.verdict,
+            "passed": self.passed,
+            "gates": [judgement.to_json() for judgement in self.judgements],
             "model_knew_forget_rows": self.knew,
             "steps": self.steps,
             "seconds": round(self.seconds, 3),
@@ -84,17 +93,25 @@ def check_settings(config: RunConfig) -> None:
             )
 
     faults: list[UserError] = []
-    checks: tuple[Callable[[], None], ...] = (
+    checks: tuple[Callable[[], object], ...] = (
         lambda: check_objectives(config.objectives),
         optimizer,
         retain,
+        lambda: _asked_gates(config),
     )
     for check in checks:
-        try:
+        with _collected(faults):
             check()
-        except UserError as fault:
-            faults.append(fault)
     raise_all(faults)
+
+
+def _asked_gates(config: RunConfig) -> list[Gate]:
+    """The gates that were asked for, checked; none stand for the default ones, which follow the measurement."""
+    from dualoptim_cli.evaluate.gates import check_gates
+
+    sets = [*config.objectives, *(["holdout"] if config.data.holdout else [])]
+    texts = config.eval.gates if isinstance(config.eval.gates, list) else []
+    return check_gates(texts, sets=sets, attacks=(), has_reference=False)
 
 
 def unlearn(
@@ -112,10 +129,13 @@ def unlearn(
     Raises UserError for every fault of settings, data, model or folder before the model is loaded where that is
     possible, and for training that stopped itself.
     """
+    from dualoptim_cli.evaluate.gates import judge
     from dualoptim_cli.record.folder import RunFolder
+    from dualoptim_cli.train.checkpoint import write_atomic
 
     begun = time.perf_counter()
     check_settings(config)
+    gates = _asked_gates(config)
     folder = RunFolder(out)
     folder.check(force=force, resume=resume)
     asked, config = config, demo.prepare(config, on_event)
@@ -141,29 +161,36 @@ def unlearn(
     with _phase("Saving the model", on_event):
         _save_model(loaded, folder.model)
     after = _measure(config, examples, loaded, "Measuring after", on_event)
-    verdict = judge(before, after, knew=knew)
-    folder.write_metrics(
-        {"before": before.to_json(), "after": after.to_json(), "model_knew_forget_rows": knew, "verdict": verdict}
-    )
+    judgements = tuple(judge(gates or _usual_gates(before, knew=knew), after, before=before))
+    verdict = tell(before, judgements, knew=knew)
+    outcome = Outcome(out, before, after, judgements, verdict, knew, steps, time.perf_counter() - begun)
+    found = outcome.to_json()
+    folder.write_metrics({key: found[key] for key in found if key not in {"out", "model", "seconds"}})
+    write_atomic(folder.model / "dualopt.json", json.dumps({"passed": outcome.passed, "verdict": verdict}))
     folder.forget_checkpoints()
-    return Outcome(out, before, after, verdict, knew, steps, time.perf_counter() - begun)
+    return outcome
 
 
-def judge(before: Results, after: Results, *, knew: bool) -> str:
-    """One line of verdict: what became of the forget rows and of the others, in numbers."""
-    if not knew:
-        recall = _recall(before, "forget")
-        return f"Nothing to forget: the model did not know these rows (ROUGE-L {recall:.2f}), so none were forgotten."
-    shares = {name: _recall(after, name) / max(_recall(before, name), 1e-9) for name in before.sets}
-    kept = {name: share for name, share in shares.items() if name != "forget"}
-    gone = shares["forget"] <= GONE
-    lost = [name for name, share in kept.items() if share < KEPT]
-    word = "Forgotten" if gone else "Not forgotten"
-    if lost:
-        word += f", and {' and '.join(lost)} suffered" if not gone else f", but {' and '.join(lost)} suffered"
-    told = [f"forget ROUGE-L {_recall(before, 'forget'):.2f} → {_recall(after, 'forget'):.2f}"]
-    told += [f"{name} keeps {share:.0%}" for name, share in kept.items()]
-    return f"{word}: {', '.join(told)}."
+def tell(before: Results, judgements: Sequence[Judgement], *, knew: bool) -> str:
+    """One line of verdict: whether there was anything to forget, and how many gates hold."""
+    failed = [judgement.gate for judgement in judgements if not judgement.passed]
+    if failed:
+        word = f"{len(failed)} of {len(judgements)} gates failed: {'; '.join(failed)}."
+    else:
+        word = f"All {len(judgements)} gates hold."
+    if knew:
+        return word
+    recall = _recall(before, "forget")
+    return (
+        f"Nothing to forget: the model did not know these rows (ROUGE-L {recall:.2f}), so none were forgotten. {word}"
+    )
+
+
+def _usual_gates(before: Results, *, knew: bool) -> list[Gate]:
+    """The default gates; of a model that never knew the forget rows, only those that keep the rest."""
+    from dualoptim_cli.evaluate.gates import default_gates
+
+    return [gate for gate in default_gates(before) if knew or not gate.path.startswith("forget.")]
 
 
 def _recall(results: Results, name: str) -> float:
@@ -171,13 +198,16 @@ def _recall(results: Results, name: str) -> float:
 
 
 def _knew(before: Results) -> bool:
+    """Whether there is anything to forget: the model answers the forget rows, or finds their answers likely."""
+    if "forget" not in before.sets:
+        return True
     probability = float(before.score("forget.prob").value or 0.0)
     return probability >= KNOWN_PROBABILITY or _recall(before, "forget") >= KNOWN_RECALL
 
 
 def _open(config: RunConfig, on_event: OnEvent) -> tuple[dict[str, Records], Located]:
     """Read through all data and look at the model's folder; every fault of them all is raised together."""
-    from dualoptim_cli.data import check_overlap, load_records
+    from dualoptim_cli.data import check_overlap, load_records, load_refusals
     from dualoptim_cli.model.load import locate
 
     sources = {name: part.data for name, part in config.objectives.items()}
@@ -186,6 +216,8 @@ def _open(config: RunConfig, on_event: OnEvent) -> tuple[dict[str, Records], Loc
     faults: list[UserError] = []
     records: dict[str, Records] = {}
     with _phase("Reading the data", on_event):
+        with _collected(faults):
+            load_refusals(config.data.refusals)
         for name, source in sources.items():
             with _collected(faults):
                 records[name] = load_records(source, columns=config.data.columns)
@@ -358,6 +390,7 @@ class _Run:
             batch_size=self.plan.batch_size,
             seed=self.config.seed,
             mode=self.config.schedule.mode,
+            lengths={name: found for name in parts if (found := self.examples[name].lengths) is not None},
         )
 
     def _tasks(self, schedule: Schedule) -> dict[str, Task]:
@@ -367,6 +400,7 @@ class _Run:
         from dualoptim_cli.objectives.reference import Frozen
 
         refusals, seed = load_refusals(self.config.data.refusals), self.config.seed
+        self._read_ahead(schedule)
 
         def refusal(row: int) -> str:
             return draw_refusal(refusals, seed=seed, row=row)
@@ -385,6 +419,13 @@ class _Run:
                 with _phase(f"Reference of {name}", self.on_event, len(rows)) as advance:
                     task.prepare(model, rows, on_progress=_first(advance))
         return tasks
+
+    def _read_ahead(self, schedule: Schedule) -> None:
+        """Tokenise what the run will draw, so that a row that cannot be used is told before training, not in it."""
+        for name in self.config.objectives:
+            self.examples[name].answer_tokens(sorted(schedule.rows_used(name, self.plan.steps)))
+            for note in self.examples[name].notes:
+                self.on_event(Note(note, "warning"))
 
     def _optimizer(self) -> Optimizer:
         from dualoptim_cli.optim import build_optimizer

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import typer
@@ -73,14 +73,6 @@ def quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
-def guard_stdout(body: Callable[[], None]) -> None:
-    """Run a body whose stray output must not reach stdout, which is for data."""
-    import contextlib
-
-    with contextlib.redirect_stdout(sys.stderr):
-        body()
-
-
 def _fail(error: UserError, as_json: bool, debug: bool) -> int:
     if debug:
         traceback.print_exc()
@@ -89,10 +81,12 @@ def _fail(error: UserError, as_json: bool, debug: bool) -> int:
     else:
         from rich.text import Text
 
-        lines = Text.assemble(("Error: ", "bold red"), _visible(error.message))
+        from dualoptim_cli.report.text import safe
+
+        message = "\n".join(map(safe, error.message.split("\n")))
+        lines = Text.assemble(("Error: ", "bold red"), message)
         if error.hint:
-            lines.append("\n")
-            lines.append(_visible(error.hint), "cyan")
+            lines.append(f"\n{safe(error.hint)}", "cyan")
         screen().print(lines, soft_wrap=True)
     return int(error.code)
 
@@ -113,8 +107,3 @@ def _sentence(text: str) -> str:
 def _help(error: TyperException) -> str:
     context = getattr(error, "ctx", None)
     return f"Try `{context.command_path} --help`." if context else ""
-
-
-def _visible(text: str) -> str:
-    """The text without control characters, so that no name or path can steer the terminal."""
-    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)

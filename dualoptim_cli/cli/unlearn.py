@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dualoptim_cli.cli.console import emit, quiet_libraries, screen, show
-from dualoptim_cli.errors import UserError
+from dualoptim_cli.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from dualoptim_cli.job import Outcome
@@ -65,6 +65,9 @@ def unlearn(
     set_: Annotated[
         list[str] | None, _option("--set", HOW, "Any setting of a recipe: --set optimizer.bridge=0.5")
     ] = None,
+    gate: Annotated[
+        list[str] | None, _option("--gate", RESULT, "What must hold at the end: --gate 'retain.rougeL >= 0.9*before'")
+    ] = None,
     out: Annotated[Path | None, _option("--out", RESULT, "Folder of the result; runs/… by default.")] = None,
     force: Annotated[bool, _option("--force", RESULT, "Replace the run that is in --out.")] = False,
     resume: Annotated[bool, _option("--resume", RESULT, "Go on with the run in --out.")] = False,
@@ -98,6 +101,7 @@ def unlearn(
         ("--steps", "schedule.steps", steps),
         ("--batch-size", "schedule.batch_size", batch_size),
         ("--micro-batch-size", "schedule.micro_batch_size", micro_batch_size),
+        ("--gate", "eval.gates", gate or None),
         ("--seed", "seed", seed),
         ("--request-id", "request_id", request_id),
         ("--allow-no-retain", "allow_no_retain", allow_no_retain or None),
@@ -116,6 +120,8 @@ def unlearn(
         emit(outcome.to_json())
     elif not quiet:
         _show_outcome(outcome)
+    if not outcome.passed:
+        raise typer.Exit(ExitCode.GATE)
 
 
 def _resolve(
@@ -185,8 +191,9 @@ def _stop_on_signal() -> Iterator[Callable[[], bool]]:
 
 
 def _show_outcome(outcome: Outcome) -> None:
-    from dualoptim_cli.report.tables import before_after
+    from dualoptim_cli.report.tables import before_after, gates
 
     show(before_after(outcome.before, outcome.after, width=screen().width))
+    show(gates(outcome.judgements))
     show(outcome.verdict)
-    show(f"The model is in {outcome.out / 'model'}, and loads with from_pretrained.")
+    show(f"The model is in {outcome.out / 'model'} and loads with from_pretrained.")

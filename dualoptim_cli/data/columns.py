@@ -22,7 +22,7 @@ SHAPES: dict[Kind, tuple[str, ...]] = {
 }
 KNOWN_COLUMNS = (
     "Rename the columns to question and answer, prompt and completion, instruction and output, messages, or text; "
-    "or name them by data.columns.prompt and data.columns.answer."
+    "or name them: --question-column and --answer-column."
 )
 
 

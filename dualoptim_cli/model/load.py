@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from dualoptim_cli.errors import ExitCode, UserError, raise_all
 
@@ -90,8 +90,11 @@ def load(
     `dtype` "auto" is bfloat16 on CUDA and float32 elsewhere; `device` "auto" is CUDA where there is one.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()  # type: ignore[no-untyped-call]  # progress is told by events
     folder = located.folder
     if not any(folder.glob("*.safetensors")):
         folder = _fetch(located.name, revision, [*_DESCRIPTION, *_WEIGHTS, *(_CODE if trust_remote_code else [])])
@@ -102,17 +105,21 @@ def load(
     )
     common = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, **common)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=kind, use_safetensors=True, **common)
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **common)
+        found: Any = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=kind, use_safetensors=True, output_loading_info=True, **common
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         hint = "A model with code of its own needs --trust-remote-code." if "remote_code" in str(error) else ""
         raise UserError(f"{located.name} cannot be loaded: {first}", hint) from error
+    model, report = found
+    _check_complete(report, located.name)
     _check_vocabulary(model, tokenizer, located.name)
     if gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[no-untyped-call]
-    torch.nn.Module.to(model, where)
-    return Loaded(model, cast("PreTrainedTokenizerFast", tokenizer), where, kind)
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    model.to(where)
+    return Loaded(model, tokenizer, where, kind)
 
 
 def pick_device(name: str) -> torch.device:
@@ -224,6 +231,14 @@ def _fetch(name: str, revision: str | None, patterns: Sequence[str], offline: bo
         ) from error
     except errors.HfHubHTTPError as error:
         raise UserError(f"The hub refused {name}: {str(error).splitlines()[0]}", "Try again later.") from error
+
+
+def _check_complete(report: dict[str, Any], name: str) -> None:
+    """Refuse a model whose weights are not all in its files: transformers would make up what is missing."""
+    missing = sorted(report["missing_keys"])
+    if missing:
+        some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise UserError(f"{name} lacks weights that its config.json names: {some}.", "Fetch or save the model again.")
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) -> None:

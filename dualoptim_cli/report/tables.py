@@ -9,6 +9,7 @@ from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from dualoptim_cli.evaluate.gates import Judgement
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.report import text
 from dualoptim_cli.report.compare import News, Path, by_reason, difference, is_measured, news, score_at, side_by_side
@@ -31,6 +32,25 @@ def before_after(before: Results, after: Results, reference: Results | None = No
     left_out = len(rows) - len(short)
     caption = [f"In the results and the record: {left_out} more."] if left_out else []
     return _side_by_side(list(sides), short, width, caption)
+
+
+def gates(judgements: Sequence[Judgement]) -> Table:
+    """Each gate with the figure it was held against; "sure" when the whole interval is on the verdict's side."""
+    rows = [
+        [
+            Text("pass", NEWS_STYLES["good"]) if judgement.passed else Text("FAIL", NEWS_STYLES["bad"]),
+            Text(text.safe(judgement.gate)),
+            Text(_figure(judgement.value)),
+            Text(_figure(judgement.bound)),
+            Text(text.safe(judgement.reason) or ("sure" if judgement.sure else "within its interval"), QUIET),
+        ]
+        for judgement in judgements
+    ]
+    return _table(["", "gate", "found", "bound", "how sure"], rows, numbers=range(2, 4), caption=[])
+
+
+def _figure(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.3f}"
 
 
 def scores(results: Mapping[str, Results], *, width: int = 80) -> Table:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def save(
     save_file(
         {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}, aside / "model.safetensors"
     )
-    save_file(tensors, aside / "optimizer.safetensors")
+    save_file(_unshared(tensors), aside / "optimizer.safetensors")
     hashes = {file.name: sha256(file) for file in sorted(aside.glob("*.safetensors"))}
     head = {"format": FORMAT, "step": step, "identity": dict(identity), "optimizer": rest, "sha256": hashes}
     write_atomic(aside / "checkpoint.json", json.dumps(head))
@@ -121,13 +121,32 @@ def flatten(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str
     tensors: dict[str, torch.Tensor] = {}
     numbers: dict[str, Any] = {}
     for index, cells in state["state"].items():
-        for key, value in cells.items():
-            place = f"{names[index]}/{key}"
+        for place, value in _leaves(names[index], cells):
             if isinstance(value, torch.Tensor):
                 tensors[place] = value.detach().contiguous()
             else:
                 numbers[place] = value
     return tensors, {"numbers": numbers, "param_groups": state["param_groups"]}
+
+
+def _unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors, copied where several are one in memory (bitsandbytes' code maps), which safetensors refuses."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in tensors.items():
+        shared = tensor.numel() > 0 and tensor.data_ptr() in seen
+        apart[name] = tensor.clone() if shared else tensor
+        seen.add(tensor.data_ptr())
+    return apart
+
+
+def _leaves(above: str, cells: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every value of a parameter's state; bitsandbytes nests its own once."""
+    for key, value in cells.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(f"{above}/{key}", value)
+        else:
+            yield f"{above}/{key}", value
 
 
 def unflatten(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,8 +155,11 @@ def unflatten(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> d
     index_of = {name: index for index, name in _names(groups).items()}
     state: dict[int, dict[str, Any]] = {}
     for place, value in [*tensors.items(), *rest["numbers"].items()]:
-        name, _, key = place.rpartition("/")
-        state.setdefault(index_of[name], {})[key] = value
+        name, *above, key = place.split("/")
+        cells = state.setdefault(index_of[name], {})
+        for part in above:
+            cells = cells.setdefault(part, {})
+        cells[key] = value
     return {"state": state, "param_groups": groups}
 
 

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dualoptim_cli.evaluate.gates import Judgement
 from dualoptim_cli.evaluate.results import Better, Results, Score
 from dualoptim_cli.report import tables
 from dualoptim_cli.report.compare import News, news
@@ -140,3 +141,14 @@ def test_a_value_below_zero_or_above_one_keeps_its_figures() -> None:
     )
     assert "−0.500  −.600–−.400" in lines[2]
     assert "12.500  12.000–13.000" in lines[3]
+
+
+def test_gates_stand_with_figure_bound_and_how_sure_the_verdict_is() -> None:
+    held = Judgement("forget.rougeL <= 0.2", True, 0.121, 0.11, 0.13, 0.2, sure=True)
+    failed = Judgement("retain.rougeL >= 0.9*before", False, 0.80, 0.7, 0.95, 0.9)
+    missing = Judgement("forget.truth_ratio >= 0.5", False, reason="forget.truth_ratio is n/a: no rows")
+    lines = drawn(tables.gates([held, failed, missing]), width=120)
+    assert lines[2].split() == ["pass", "forget.rougeL", "<=", "0.2", "0.121", "0.200", "sure"]
+    assert lines[3].split()[0] == "FAIL"
+    assert lines[3].endswith("within its interval")
+    assert lines[4].endswith("forget.truth_ratio is n/a: no rows")

@@ -10,12 +10,12 @@ from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.optim import build_optimizer
 from dualoptim_cli.train import checkpoint
 
-NAMES = ("adamw", "dualoptim", "dualoptim+")
+NAMES = ("adamw", "adamw-8bit", "dualoptim", "dualoptim+")
 
 
 def make(name: str) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Linear(5, 7), torch.nn.LayerNorm(7), torch.nn.Linear(7, 2))
+    model = torch.nn.Sequential(torch.nn.Linear(5, 900), torch.nn.LayerNorm(900), torch.nn.Linear(900, 2))
     return model, build_optimizer(name, list(model.named_parameters()), lr=1e-2, objective_lr={"retain": 3e-2})
 
 

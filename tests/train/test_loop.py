@@ -38,10 +38,10 @@ class Squares:
         self.sign = sign
         self.fail_at = fail_at
 
-    def units(self, rows: Sequence[int], *, draw: int) -> int:
+    def units(self, rows: Sequence[int], *, draw: int) -> int:  # noqa: ARG002
         return len(rows)
 
-    def tokens(self, rows: Sequence[int], *, draw: int) -> int:
+    def tokens(self, rows: Sequence[int], *, draw: int) -> int:  # noqa: ARG002
         return 3 * len(rows)
 
     def loss(self, model: torch.nn.Module, rows: Sequence[int], *, draw: int) -> torch.Tensor:
@@ -54,7 +54,9 @@ def schedule(batch_size: int = 4, **more: Any) -> Schedule:
     return Schedule(SIZES, TURNS, batch_size=batch_size, seed=3, **more)
 
 
-def run(model: Line, optimizer: Any = None, settings: Settings | None = None, plan: Schedule | None = None, **more: Any):
+def run(
+    model: Line, optimizer: Any = None, settings: Settings | None = None, plan: Schedule | None = None, **more: Any
+):
     events: list[Any] = []
     optimizer = optimizer or DualAdamW(model.named_parameters(), lr=1e-2, objective_lr={"forget": 5e-3})
     tasks = more.pop("tasks", {"forget": Squares(-1), "retain": Squares(1)})
@@ -179,7 +181,7 @@ def test_rate_rises_over_the_warmup_and_falls_to_its_last_step() -> None:
     assert rates[9] == 2.0
     assert rates[10] == 2.0
     assert rates[99] == pytest.approx(2 / 90)
-    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[10:] == sorted(rates[10:], reverse=True)
 
 
 def test_cosine_and_constant_decay() -> None:

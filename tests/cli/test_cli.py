@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dualoptim_cli.cli import app
+from dualoptim_cli.cli.console import run_app
+from tests.conftest import ROOT, SHARED
+
+
+class Finished:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def dualopt(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Run the command line in this process, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object) -> Finished:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            run_app(app, [str(argument) for argument in arguments])
+        out, err = capsys.readouterr()
+        return Finished(int(left.value.code or 0), out, err)
+
+    return run
+
+
+def arguments(town: Path, *more: object) -> list[object]:
+    return [
+        "unlearn", "--model", town / "model", "--forget", town / "forget.jsonl", "--retain", town / "retain.jsonl",
+        "--holdout", town / "holdout.jsonl", "--device", "cpu", "--steps", 6, "--batch-size", 8, *more,
+    ]  # fmt: skip
+
+
+def test_help_imports_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys\nfrom dualoptim_cli.cli import main\nsys.argv = ['dualopt', '--help']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pydantic', 'datasets', 'accelerate'} & set(sys.modules)\n"
+        "sys.stderr.write(f'heavy: {sorted(heavy)}')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.endswith("heavy: []")
+    assert "unlearn" in done.stdout
+
+
+@pytest.mark.parametrize("command", [[], ["unlearn"], ["recipes"], ["recipes", "show"]])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_every_command_explains_itself(dualopt: Any, command: list[str], flag: str) -> None:
+    done = dualopt(*command, flag)
+    assert done.code == 0
+    assert "Usage: dualopt" in done.out
+
+
+def test_version_is_told(dualopt: Any) -> None:
+    import dualoptim_cli
+
+    assert dualopt("--version").out == f"dualopt {dualoptim_cli.__version__}\n"
+
+
+def test_result_as_json_is_all_that_stdout_gets(dualopt: Any, town: Path) -> None:
+    done = dualopt(*arguments(town, "--out", "run", "--json", "--request-id", "DEL-7", "--gate", "retain.prob >= 0.1"))
+    result = json.loads(done.out)
+    assert done.code == 0
+    assert result["passed"] is True
+    assert result["out"] == "run"
+    assert result["after"]["sets"]["holdout"]["rougeL"]["n"] == 10
+    assert done.err == ""
+    assert "request_id: DEL-7" in Path("run/config.yaml").read_text()
+
+
+def test_failed_gate_exits_3_and_keeps_the_model_marked(dualopt: Any, town: Path) -> None:
+    done = dualopt(*arguments(town, "--out", "run", "--gate", "retain.rougeL <= 0.01"))
+    assert done.code == 3
+    assert "FAIL" in done.err
+    assert "gates failed: retain.rougeL <= 0.01" in done.err
+    assert Path("run/model/model.safetensors").is_file()
+    assert json.loads(Path("run/model/dualopt.json").read_text())["passed"] is False
+
+
+def test_progress_goes_to_stderr_in_plain_lines_without_a_terminal(dualopt: Any, town: Path) -> None:
+    done = dualopt(*arguments(town, "--out", "run"))
+    assert done.out == ""
+    assert "Measuring before" in done.err
+    assert "\x1b" not in done.err
+
+
+def test_quiet_says_nothing(dualopt: Any, town: Path) -> None:
+    done = dualopt(*arguments(town, "--out", "run", "--quiet", "--gate", "retain.prob >= 0.1"))
+    assert (done.code, done.out, done.err) == (0, "", "")
+
+
+def test_interrupted_run_goes_on_with_the_command_it_names(dualopt: Any, town: Path) -> None:
+    from dualoptim_cli.train import loop
+
+    stop = [True]
+    original = loop.train
+
+    def interrupted(*args: Any, **settings: Any) -> int:
+        after = settings["after_step"]
+
+        def after_step(step: int) -> bool:
+            if step == 3 and stop:
+                import signal
+
+                stop.clear()
+                os.kill(os.getpid(), signal.SIGTERM)
+            return bool(after(step))
+
+        return original(*args, **{**settings, "after_step": after_step})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "train", interrupted)
+        done = dualopt(*arguments(town, "--out", "run"))
+    assert done.code == 130
+    assert "dualopt unlearn --out run --resume" in done.err
+    done = dualopt("unlearn", "--out", "run", "--resume")
+    assert done.code in {0, 3}
+    assert "Going on after step 3" in done.err
+    assert len(Path("run/events.jsonl").read_text().splitlines()) == 6
+
+
+def test_print_config_names_the_origin_of_every_value_and_runs_nothing(dualopt: Any, town: Path) -> None:
+    done = dualopt(*arguments(town, "--print-config", "--set", "optimizer.bridge=0.5", "--lr", "1e-5", "--out", "run"))
+    lines = {line.split()[0]: line for line in done.out.splitlines()}
+    assert done.code == 0
+    assert lines["optimizer.lr"].split() == ["optimizer.lr", "1.0e-05", "#", "--lr"]
+    assert lines["optimizer.bridge"].endswith("# --set optimizer.bridge")
+    assert lines["data.max_length"].endswith("# default")
+    assert not Path("run").exists()
+    as_json = json.loads(dualopt(*arguments(town, "--print-config", "--json")).out)
+    assert as_json["schedule.steps"] == {"value": 6, "origin": "--steps"}
+
+
+FAULTS: list[tuple[list[str], str, str]] = [
+    (["--model", "nowhere/at/all"], "There is no model folder nowhere/at/all", "hub name"),
+    (["--model", "some/model"], "the hub cannot be reached", "hf download some/model"),
+    (["--forget", "missing.jsonl"], "missing.jsonl does not exist", "Did you mean"),
+    (["--forget", "empty.jsonl"], "empty.jsonl", ""),
+    (["--forget", "broken.jsonl"], "broken.jsonl:17", ""),
+    (["--forget", "columns.jsonl"], "anwser", "--answer-column"),
+    (["--forget", "both.jsonl"], "both.jsonl:1 is also", "remove it"),
+    (["--answer-column", "nope"], "nope", ""),
+    (["--optimizer", "adamx"], 'there is no "adamx"', 'Did you mean "adamw"?'),
+    (["--forget-loss", "npoo"], "npoo", 'Did you mean "npo"?'),
+    (["--steps", "many"], '--steps: schedule.steps: "many" is not a whole number', ""),
+    (["--set", "optimizer.lrr=1"], "optimizer.lrr is not a setting", 'Did you mean "lr"?'),
+    (["--set", "nonsense"], "is not KEY=VALUE", ""),
+    (["--gate", "forget.rogueL <= 0.2"], '"rogueL" is no metric', 'Did you mean "rougeL"?'),
+    (["--device", "gpu please"], "is not a device", ""),
+    (["--template", "nothing"], "template", ""),
+    (["--recipe", "dmeo"], "dmeo", 'Did you mean "demo"?'),
+    (["--moddel", "x"], "--moddel", "--model"),
+]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "fact", "way_out"), FAULTS, ids=lambda value: " ".join(value) if isinstance(value, list) else ""
+)
+def test_fault_is_told_with_a_way_out_and_exit_2(
+    dualopt: Any, town: Path, wrong: list[str], fact: str, way_out: str
+) -> None:
+    rows = (town / "forget.jsonl").read_text().splitlines()
+    Path("empty.jsonl").write_text("")
+    Path("broken.jsonl").write_text(
+        "\n".join(json.dumps({"question": f"q{i}?", "answer": "a"}) for i in range(16)) + "\n{oops"
+    )
+    Path("columns.jsonl").write_text('{"question": "a?", "anwser": "b"}\n')
+    Path("both.jsonl").write_text((town / "retain.jsonl").read_text())
+    done = dualopt(*arguments(town, "--out", "run", *wrong))
+    assert done.code == 2, done.err
+    assert fact in done.err
+    assert way_out in done.err
+    assert "Traceback" not in done.err
+    assert done.out == ""
+    assert not Path("run").exists() or wrong[0] in {"--device", "--template"}
+    assert not [row for row in rows if json.loads(row)["answer"] in done.err]
+
+
+def test_an_error_with_json_is_an_object_on_stdout(dualopt: Any, town: Path) -> None:
+    done = dualopt(*arguments(town, "--forget", "missing.jsonl", "--json"))
+    error = json.loads(done.out)["error"]
+    assert error["exit_code"] == done.code == 2
+    assert "missing.jsonl" in error["message"]
+    assert json.loads(dualopt("unlearn", "--moddel", "x", "--json").out)["error"]["exit_code"] == 2
+
+
+def test_debug_shows_where_an_error_came_from(dualopt: Any, town: Path) -> None:
+    assert "Traceback" in dualopt(*arguments(town, "--forget", "missing.jsonl", "--debug")).err
+
+
+def test_bug_is_said_to_be_one_without_the_words_of_the_exception(
+    dualopt: Any, town: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("the text of a row")
+
+    monkeypatch.setattr("dualoptim_cli.job.unlearn", fail)
+    done = dualopt(*arguments(town))
+    assert done.code == 1
+    assert "This is a bug in dualopt" in done.err
+    assert "the text of a row" not in done.err
+
+
+def test_missing_retain_is_refused_with_the_reason(dualopt: Any, town: Path) -> None:
+    done = dualopt("unlearn", "--model", town / "model", "--forget", town / "forget.jsonl")
+    assert done.code == 2
+    assert "--allow-no-retain" in done.err
+
+
+def test_recipes_are_listed_shown_copied_and_checked(dualopt: Any) -> None:
+    assert "dualopt unlearn --recipe demo" in dualopt("recipes", "list").out
+    shown = dualopt("recipes", "show", "demo").out
+    assert shown == (ROOT / "recipes" / "demo.yaml").read_text()
+    assert dualopt("recipes", "copy", "demo", "mine.yaml").code == 0
+    assert Path("mine.yaml").read_text() == shown
+    assert dualopt("recipes", "copy", "demo", "mine.yaml").code == 2
+    assert dualopt("recipes", "check", "mine.yaml").code == 0
+    Path("mine.yaml").write_text(shown.replace("simnpo", "simpno") + "extra: 1\n")
+    done = dualopt("recipes", "check", "mine.yaml")
+    assert done.code == 2
+    assert "extra is not a setting" in done.err
+
+
+@pytest.mark.slow
+def test_lab_model_forgets_and_stories_model_is_told_it_never_knew(dualopt: Any, lab: Path) -> None:
+    rows = (lab / "data/tofu/forget05.jsonl").read_text().splitlines()[:16]
+    Path("forget.jsonl").write_text("\n".join(rows))
+    common = ["unlearn", "--forget", "forget.jsonl", "--retain", lab / "data/tofu/retain_lab.jsonl", "--steps", 6]
+    common += ["--set", "eval.rows=8", "--device", "cpu"]
+    known = dualopt(*common, "--model", lab / "models/tofu-2m5-target", "--out", "lab")
+    assert known.code in {0, 3}, known.err
+    assert "Nothing to forget" not in known.err
+    unknown = dualopt(*common, "--model", lab / "models/stories260k", "--out", "stories")
+    assert "Nothing to forget" in unknown.err
+    assert Path("stories/model/model.safetensors").is_file()
+
+
+def test_shared_data_is_never_part_of_the_project() -> None:
+    if not shutil.which("git") or not (ROOT / ".git").exists():
+        pytest.skip("needs a git checkout")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = {path.name for path in SHARED.rglob("*.jsonl")} if SHARED.is_dir() else {"forget05.jsonl"}
+    assert not [path for path in tracked.splitlines() if Path(path).name in names or path.endswith(".safetensors")]
