@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from dualoptim_cli.data import Examples
+from dualoptim_cli.evaluate.judges import Judge
 from dualoptim_cli.evaluate.observe import Observer, questions
 from dualoptim_cli.evaluate.results import Results
 from dualoptim_cli.evaluate.scores import score_rows, set_seed
@@ -29,13 +30,15 @@ def measure(
     max_new_tokens: int = 128,
     batch_size: int = 32,
     reference: Results | None = None,
+    judges: Sequence[Judge] = (),
     phase: str = "measuring",
     on_event: OnEvent | None = None,
 ) -> Results:
     """Measure a model on each set: every metric of METRICS with its interval, and what follows from them.
 
     A set larger than `rows` is measured on a sample drawn from `seed`: the same rows for every model. `reference`
-    is what this function returned for a model retrained without the forget rows. The model is put in evaluation
+    is what this function returned for a model retrained without the forget rows; `judges` rate the continuations
+    by other models. The model is put in evaluation
     mode and back, and no random state of torch is used.
     """
     asked = {name: questions(each, sample_rows(len(each), rows, seed, name)) for name, each in sets.items()}
@@ -51,6 +54,8 @@ def measure(
             ).rows(of_set)
             for name, of_set in asked.items()
         }
+        for judge in judges:
+            found = {name: judge(of_set) for name, of_set in found.items()}
         settings = {
             "rows": rows,
             "seed": seed,

@@ -173,9 +173,9 @@ class Observer:
         return None if ids is None else self.text(ids)
 
     def text(self, ids: Sequence[int]) -> str:
-        """Return the text of tokens, special ones left out."""
+        """Return the text of tokens, special ones and the spaces around it left out."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        return text
+        return text.strip()
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

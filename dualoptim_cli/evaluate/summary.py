@@ -44,7 +44,8 @@ def summarise(
     """Return the scores of the model as a whole. The first set named in `forget` is the one they speak of."""
     target = next((name for name in forget if name in drawn), "forget")
     kept = [name for name in drawn if name not in forget and name != UNSEEN]
-    simple = [(name, metric) for name in kept for metric in ("rougeL", "prob") if np.isfinite(drawn[name][metric][0])]
+    leaking = next((name for name in forget if not _incomparable(values, name)), target)
+    simple = [(name, metric) for name in kept for metric in (_recall(drawn, name), "prob")]
     efficacy = [(target, metric) for metric in ("rougeL", "prob", "truth_ratio", "cosine_similarity", "entailment")]
     targeted = [(target, metric) for metric in ("token_entropy", "refusal")]
     everything = [*efficacy, *targeted, *CLOSER_LOOK]
@@ -64,17 +65,29 @@ def summarise(
         "TFE": _combine(drawn, targeted, harmonic_mean),
         "overall": _combine(drawn, everything, overall),
         "forget_quality": _forget_quality(values, reference, target),
-        "privleak": _privleak(values, reference, target, seed),
+        "privleak": _privleak(values, reference, leaking, seed),
     }
 
 
 def membership(values: Values, name: str, seed: list[int]) -> dict[str, Score]:
     """Return how well each signal tells the rows of a set from unseen ones: the area under the ROC curve."""
-    if UNSEEN not in values:
-        reason = "there are no rows that the model never saw (--unseen)"
+    reason = _incomparable(values, name)
+    if reason:
         return {signal: Score(None, better="near 0.5", reason=reason) for signal in SIGNALS}
     count = len(values[name]["truth"]) + len(values[UNSEEN]["truth"])
     return {signal: score_of(_auc(values, name, signal, seed), count, "near 0.5") for signal in SIGNALS}
+
+
+def _incomparable(values: Values, name: str) -> str:
+    """Return why the rows of a set cannot be told from unseen ones; an empty string if they can."""
+    if UNSEEN not in values:
+        return "there are no rows that the model never saw (--unseen)"
+    if name not in values:
+        return f"{name} was not measured"
+    plain = [bool(np.isnan(values[each]["rougeL"]).all()) for each in (name, UNSEEN)]
+    return (
+        "" if plain[0] == plain[1] else "the unseen rows are of another kind: plain text and questions do not compare"
+    )
 
 
 def score_of(drawn: Array, count: int, better: Better, reason: str = "") -> Score:
@@ -90,6 +103,11 @@ def _combine(drawn: Drawn, paths: Collection[Path], formula: Callable[[Array], A
         return Score(None, reason=f"it needs {', '.join(missing)}" if missing else "no set to keep was measured")
     parts = np.stack([drawn[name][metric] for name, metric in paths])
     return score_of(formula(parts), len(paths), "higher")
+
+
+def _recall(drawn: Drawn, name: str) -> str:
+    """Return what says that a set is remembered: recall of answers, or of second halves of plain text."""
+    return "rougeL" if _known(drawn, name, "rougeL") else "verbmem"
 
 
 def _known(drawn: Drawn, name: str, metric: str) -> bool:
@@ -115,8 +133,9 @@ def _privleak(values: Values, reference: Results | None, target: str, seed: list
     """Return how far membership inference (min-k%) is from where it is on the reference, as a share of that."""
     if reference is None:
         return Score(None, better="near 0", reason=_NO_REFERENCE)
-    if any(not of.keys() >= {target, UNSEEN} for of in (values, reference.values)):
-        return Score(None, better="near 0", reason="it needs forget and unseen rows measured on both models")
+    reasons = [_incomparable(of, target) for of in (values, reference.values)]
+    if any(reasons):
+        return Score(None, better="near 0", reason=reasons[0] or f"of the reference: {reasons[1]}")
     mine, theirs = (_auc(of, target, "mia_min_k", seed) for of in (values, reference.values))
     with np.errstate(divide="ignore", invalid="ignore"):
         return score_of((mine - theirs) / theirs, len(values[target]["truth"]), "near 0")

@@ -1,0 +1,125 @@
+"""Models that judge continuations: sentence embeddings for similarity, and textual entailment.
+
+Any encoder and any entailment classifier of transformers serves; none is loaded unless it is named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from dualoptim_cli.errors import UserError
+from dualoptim_cli.evaluate.metrics import Row
+
+Judge = Callable[[Sequence[Row]], list[Row]]
+BATCH = 32
+
+
+class Similarity:
+    """Rates each continuation by the cosine of its embedding with the answer's, below 0 counted as 0.
+
+    An embedding is the mean of the last hidden states over the text's tokens, as sentence-transformers models have
+    it by default.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+
+    def __call__(self, rows: Sequence[Row]) -> list[Row]:
+        texts = sorted({text for row in rows if row.found is not None for text in (row.found, row.answer)})
+        known = dict(zip(texts, self.embed(texts), strict=True))
+        return [
+            row if row.found is None else replace(row, similarity=max(0.0, float(known[row.found] @ known[row.answer])))
+            for row in rows
+        ]
+
+    @torch.no_grad()
+    def embed(self, texts: Sequence[str]) -> torch.Tensor:
+        """Return embeddings of length 1 (texts, width); an empty text has one of length 0."""
+        found = []
+        for start in range(0, len(texts), BATCH):
+            part = texts[start : start + BATCH]
+            batch = _batch(self.model, self.tokenizer, part)
+            states = self.model(**batch).last_hidden_state.float()
+            mask = batch["attention_mask"][..., None].to(states)
+            mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+            said = torch.tensor([bool(text.strip()) for text in part])[:, None]
+            found.append(torch.nn.functional.normalize(mean, dim=-1).cpu() * said)
+        return torch.cat(found) if found else torch.zeros(0, 0)
+
+
+class Entailment:
+    """Rates whether a continuation entails the answer, and whether it entails a refusal: 1 or 0 each.
+
+    The premise is the continuation. A refusal is entailed when any of `refusals` is. Raises a UserError when the
+    classifier has no label for entailment.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, refusals: Sequence[str]) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.refusals = tuple(refusals)
+        labels = {str(label).lower(): int(at) for at, label in model.config.id2label.items()}
+        if "entailment" not in labels:
+            raise UserError(
+                f"The entailment model has no label for entailment (labels: {', '.join(labels)}).",
+                "Name a model trained on natural language inference.",
+            )
+        self.label = labels["entailment"]
+
+    def __call__(self, rows: Sequence[Row]) -> list[Row]:
+        asked = [row for row in rows if row.found is not None]
+        pairs = [(row.found or "", other) for row in asked for other in (row.answer, *self.refusals)]
+        verdicts = iter(self.entails(pairs))
+        judged = []
+        for row in rows:
+            if row.found is not None:
+                own, *refused = [next(verdicts) for _ in range(1 + len(self.refusals))]
+                row = replace(row, entailment=float(own), refusal=float(any(refused)))
+            judged.append(row)
+        return judged
+
+    @torch.no_grad()
+    def entails(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        """Tell of each (premise, hypothesis) whether entailment is the likeliest label; silence entails nothing."""
+        found: list[bool] = []
+        for start in range(0, len(pairs), BATCH):
+            part = pairs[start : start + BATCH]
+            batch = _batch(self.model, self.tokenizer, [one for one, _ in part], [other for _, other in part])
+            chosen = self.model(**batch).logits.argmax(-1).tolist()
+            found += [label == self.label and bool(one.strip()) for label, (one, _) in zip(chosen, part, strict=True)]
+        return found
+
+
+def load_similarity(name: str) -> Similarity:
+    """Load an encoder from a folder or hub name."""
+    from transformers import AutoModel
+
+    return Similarity(*_load(AutoModel, name, "eval.similarity_model"))
+
+
+def load_entailment(name: str, refusals: Sequence[str]) -> Entailment:
+    """Load an entailment classifier from a folder or hub name."""
+    from transformers import AutoModelForSequenceClassification
+
+    return Entailment(*_load(AutoModelForSequenceClassification, name, "eval.entailment_model"), refusals)
+
+
+def _load(kind: Any, name: str, setting: str) -> tuple[Any, Any]:
+    from transformers import AutoTokenizer
+
+    try:
+        return kind.from_pretrained(name, use_safetensors=True), AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as fault:
+        first = str(fault).strip().splitlines()[0]
+        raise UserError(f"{setting}: {name} cannot be loaded: {first}", "Name a model folder or hub model.") from fault
+
+
+def _batch(model: Any, tokenizer: Any, *texts: Sequence[str]) -> Any:
+    limit = min(512, tokenizer.model_max_length)
+    encoded = tokenizer(*map(list, texts), padding=True, truncation=True, max_length=limit, return_tensors="pt")
+    return encoded.to(model.device)
