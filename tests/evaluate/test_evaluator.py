@@ -197,4 +197,4 @@ def test_lab_models_show_what_their_makers_measured() -> None:
     assert known.score("forget.rougeL").value == pytest.approx(0.98, abs=0.021)
     assert gone.score("forget.rougeL").value == pytest.approx(0.117, abs=0.05)
     assert known.score("holdout.prob").value == pytest.approx(0.994, abs=0.003)
-    assert (known.score("forget_quality").value or 0) < 0.05
+    assert (known.score("forget_quality").value or 0) < 0.2
