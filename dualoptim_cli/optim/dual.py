@@ -27,7 +27,7 @@ UNSIGNED = {"v.base"}  # every other cell is, or may become, negative
 
 # Elements at a time. Eager pieces keep all that a step touches in the cache; compiled ones only bound what the
 # compiler may allocate; below COMPILED_LEAST, calling compiled code costs more than it saves.
-EAGER_PIECE, COMPILED_PIECE, COMPILED_LEAST = 1 << 17, 1 << 20, 1 << 12
+EAGER_PIECE, COMPILED_PIECE, COMPILED_LEAST = 1 << 17, 1 << 18, 1 << 12
 COMPILE_PAYS = 1 << 25  # elements in all, from which "auto" compiles on a CPU: docs/optimizer.md has the measurement
 
 
@@ -66,7 +66,8 @@ def advance_packed(
 @cache
 def compiled() -> Callable[..., None]:
     """`advance_packed` in compiled form; made at its first call."""
-    return torch.compile(advance_packed, dynamic=True, fullgraph=True)
+    unchecked = {"assert_indirect_indexing": False}  # a code is a byte, its table has 256 entries
+    return torch.compile(advance_packed, dynamic=True, fullgraph=True, options=unchecked)
 
 
 def pieces(length: int, size: int) -> Iterator[tuple[int, int]]:
@@ -203,62 +204,6 @@ class DualOptimizer(Optimizer):
                     for key, value in states[i].items()
                 }
         self._keep_path()
-
-    def _keep_path(self) -> None:
-        """Go on compiled if the loaded state was; without a compiler, say that the last bits will differ."""
-        for group in self.param_groups:
-            if group["compiled"] and not compiler_at_hand(group["params"][0].device.type):
-                group["compiled"] = False
-                warnings.warn("The state was saved on the compiled path and there is no compiler here.", stacklevel=3)
-
-    def _step_one(self, p: Tensor, grad: Tensor, group: dict[str, Any], objective: str, tensor: int) -> None:
-        if grad.is_sparse:
-            raise RuntimeError("DualOptimizer takes dense gradients only: set sparse=False on the embedding.")
-        state = self.state[p]
-        names = (objective, "base") if group["bridge"] else (objective,)
-        for name in names:
-            if f"seen.{name}" not in state:
-                begin(state, name, p, group)
-        seen = {name: int(state[f"seen.{name}"]) for name in names}
-        cells = cells_of(state, RULES[group["rule"]], names)
-        numbers = step_numbers(group, objective, seen)
-        key = self._noise_key(p, group, tensor)
-        if group["rule"] == "muon":
-            direction = torch.empty_like(p, dtype=torch.promote_types(p.dtype, torch.float32))
-            advance_pieces(direction, grad, cells, numbers, None, group)
-            p.copy_(orthogonal_step(p, direction, numbers, key))
-        elif p.is_contiguous():
-            advance_pieces(p.detach(), grad, cells, numbers, key, group)
-        else:
-            copy = p.detach().contiguous()
-            advance_pieces(copy, grad, cells, numbers, key, group)
-            p.copy_(copy)
-        for name in names:
-            state[f"seen.{name}"] += 1
-
-    def _noise_key(self, p: Tensor, group: dict[str, Any], tensor: int) -> int | None:
-        if p.dtype != torch.bfloat16 or not group["stochastic_rounding"]:
-            return None
-        steps = sum(int(seen) for key, seen in self.state[p].items() if key.startswith("seen."))
-        return noise_key(group["seed"], steps, tensor)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state as it was saved, bit for bit (torch's own would cast it to the parameters' dtype).
-
-        Raises UserError where the state was saved with other bits, blocks, rules, objectives or shapes.
-        """
-        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
-        states = {i: state_dict["state"].get(i, {}) for i in saved}
-        check_groups(state_dict["param_groups"], self.param_groups)
-        super().load_state_dict({**state_dict, "state": {}})
-        self._keep_path()
-        for i, (name, p, group) in zip(saved, named(self), strict=True):
-            check_state(name, states[i], p, group)
-            if states[i]:
-                self.state[p] = {
-                    key: value.clone() if key.startswith("seen.") else value.to(p.device)
-                    for key, value in states[i].items()
-                }
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_objective": self._objective}

@@ -76,8 +76,9 @@ class Numbers(NamedTuple):
 
     def packed(self, like: Tensor) -> Tensor:
         """The same as one small tensor, so that compiled code need not be made anew for new numbers."""
+        dtype = torch.promote_types(like.dtype, torch.float32)  # not bfloat16: that would round the rates
         flat = [self.lr, self.keep, self.eps, *self.m, *self.v]
-        return torch.tensor(flat, dtype=like.dtype).to(like.device, non_blocking=True)
+        return torch.tensor(flat, dtype=dtype).to(like.device, non_blocking=True)
 
     @classmethod
     def unpacked(cls, packed: Tensor) -> Numbers:
