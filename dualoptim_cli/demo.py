@@ -109,14 +109,18 @@ def town(seed: int, on_event: OnEvent) -> Path:
     aside.mkdir(parents=True)
     rows = invent(seed)
     for part, facts in rows.items():
-        lines = "".join(json.dumps(row) + "\n" for row in facts)
-        (aside / f"{part}.jsonl").write_text(lines, encoding="utf-8")
+        write_rows(facts, aside / f"{part}.jsonl")
     teach([row for facts in rows.values() for row in facts], aside / "model", seed, on_event)
     if folder.exists():  # another run was faster
         shutil.rmtree(aside)
     else:
         aside.rename(folder)
     return folder
+
+
+def write_rows(rows: Sequence[dict[str, str]], path: Path) -> None:
+    """Write rows as JSONL."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def invent(seed: int) -> dict[str, list[dict[str, str]]]:

@@ -390,7 +390,6 @@ class _Run:
             batch_size=self.plan.batch_size,
             seed=self.config.seed,
             mode=self.config.schedule.mode,
-            lengths={name: found for name in parts if (found := self.examples[name].lengths) is not None},
         )
 
     def _tasks(self, schedule: Schedule) -> dict[str, Task]:

@@ -11,8 +11,8 @@ from dualoptim_cli.config import RunConfig
 PUBLISHED_LR = 1e-5  # DualOptim+, full-parameter training
 PUBLISHED_WIDTH = 2048  # Phi-1.5, the narrowest model of the published runs
 WIDTH_POWER = 1.5  # measured, see docs/scaling.md
-FORGET_PASSES = 2.5
-FEWEST_TURNS, MOST_TURNS = 25, 250  # forget steps, however few or many rows there are
+FORGET_PASSES = 3
+FEWEST_TURNS, MOST_TURNS = 40, 250  # forget steps, however few or many rows there are
 ROWS_AT_ONCE = 8192  # rows of a micro-batch × width of the model
 
 

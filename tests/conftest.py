@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
@@ -29,7 +28,7 @@ def town(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("town")
     rows = {part: some[:10] for part, some in demo.invent(0).items()}
     for part, some in rows.items():
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        demo.write_rows(some, folder / f"{part}.jsonl")
     demo.teach([row for some in rows.values() for row in some], folder / "model", 0, width=64, layers=2, epochs=150)
     return folder
 

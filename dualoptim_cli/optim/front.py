@@ -134,7 +134,7 @@ def dualoptim_plus(
     *,
     lr: float,
     betas: Pair = (0.9, 0.95),
-    base_betas: Pair = (0.9, 0.95),
+    base_betas: Pair = (0.95, 0.999),
     bridge: float = 1.0,
     guard: str = "moments",
     weight_decay: float = 0.01,
