@@ -28,7 +28,7 @@ def teach(width: int, folder: Path) -> None:
     demo.teach(taught, folder / "model", 0, width=width, lr=2e-3 * (128 / width) ** 0.5)
 
 
-def measure(width: int, lr: float, town: Path, out: Path) -> dict[str, float]:
+def measure(lr: float, town: Path, out: Path) -> dict[str, float]:
     """Exact answers by set before and after a default run at this rate."""
     config = RunConfig.model_validate(
         {
@@ -56,7 +56,7 @@ def main() -> None:
             teach(width, town)
             for factor in FACTORS:
                 lr = float(f"{auto_lr(width).value * factor:.2g}")
-                found = measure(width, lr, town, town / f"run-{lr}")
+                found = measure(lr, town, town / f"run-{lr}")
                 balance = (1 - found["forget"]) * found["holdout"]
                 mark = "*" if factor == 1 else ""
                 row = f"{found['forget']:7.2f} {found['retain']:7.2f} {found['holdout']:8.2f} {balance:8.2f}"
