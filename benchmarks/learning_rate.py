@@ -16,7 +16,7 @@ from dualoptim_cli.config import RunConfig
 from dualoptim_cli.job import unlearn
 from dualoptim_cli.plan import auto_lr
 
-FACTORS = (1 / 9, 1 / 3, 1, 3, 9)  # of the rate that auto chooses
+RATES = (5e-5, 1e-4, 2.3e-4, 3.5e-4, 7e-4, 1.4e-3)
 
 
 def teach(width: int, folder: Path) -> None:
@@ -54,11 +54,11 @@ def main() -> None:
             town = Path(scratch) / str(width)
             town.mkdir()
             teach(width, town)
-            for factor in FACTORS:
-                lr = float(f"{auto_lr(width).value * factor:.2g}")
+            auto = auto_lr(width).value
+            for lr in sorted({*RATES, auto}):
                 found = measure(lr, town, town / f"run-{lr}")
                 balance = (1 - found["forget"]) * found["holdout"]
-                mark = "*" if factor == 1 else ""
+                mark = "*" if lr == auto else ""
                 row = f"{found['forget']:7.2f} {found['retain']:7.2f} {found['holdout']:8.2f} {balance:8.2f}"
                 print(f"{width:6d} {lr:9.2g} {mark:>5} {row}", flush=True)
 

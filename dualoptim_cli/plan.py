@@ -10,7 +10,7 @@ from dualoptim_cli.config import RunConfig
 
 PUBLISHED_LR = 1e-5  # DualOptim+, full-parameter training
 PUBLISHED_WIDTH = 2048  # Phi-1.5, the narrowest model of the published runs
-WIDTH_POWER = 1.5  # measured, see docs/scaling.md
+WIDTH_POWER, HIGHEST_LR = 1.5, 3.5e-4  # measured, see docs/scaling.md
 FORGET_PASSES = 3
 FEWEST_TURNS, MOST_TURNS = 40, 250  # forget steps, however few or many rows there are
 ROWS_AT_ONCE = 8192  # rows of a micro-batch × width of the model
@@ -65,7 +65,7 @@ def plan_run(config: RunConfig, sizes: Mapping[str, int], width: int) -> Plan:
 
 
 def auto_lr(width: int) -> Choice:
-    """The published rate from a width of 2048 on, and (2048 / width)^1.5 times as much for narrower models.
+    """The published rate from a width of 2048 on; narrower, (2048 / width)^1.5 times as much, but at most 3.5e-4.
 
     Source: the rate is the published one; the rule is ours, measured on models of several widths (docs/scaling.md).
     """
@@ -73,6 +73,8 @@ def auto_lr(width: int) -> Choice:
         why = "the published rate" if width else "the published rate, since the model names no hidden size"
         return Choice("optimizer.lr", PUBLISHED_LR, why)
     lr = PUBLISHED_LR * (PUBLISHED_WIDTH / width) ** WIDTH_POWER
+    if lr > HIGHEST_LR:
+        return Choice("optimizer.lr", HIGHEST_LR, f"the highest that serves a narrow model (width {width})")
     rounded = float(f"{lr:.2g}")
     return Choice("optimizer.lr", rounded, f"{PUBLISHED_LR:g} x ({PUBLISHED_WIDTH}/{width})^{WIDTH_POWER:g}, by width")
 

@@ -23,7 +23,8 @@ def test_wide_and_unknown_models_train_at_the_published_rate(width: int) -> None
 def test_narrower_models_train_at_higher_rates() -> None:
     rates = [auto_lr(width).value for width in (64, 128, 192, 512, 1024, 2048)]
     assert rates == sorted(rates, reverse=True)
-    assert auto_lr(192).value == pytest.approx(1e-5 * (2048 / 192) ** 1.5, rel=0.02)
+    assert auto_lr(512).value == pytest.approx(8e-5)  # 1e-5 · 4^1.5
+    assert auto_lr(192).value == auto_lr(64).value == 3.5e-4
 
 
 def test_run_length_follows_the_forget_set_within_bounds() -> None:
