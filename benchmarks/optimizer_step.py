@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dualoptim_cli.optim import DualAdamW
+from dualoptim_cli.optim import DualAdamW, measure_conflict
 
 BETA1, BETA2, EPS, LR, DECAY = 0.9, 0.95, 1e-8, 1e-5, 0.01
 

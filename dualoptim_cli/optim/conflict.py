@@ -7,8 +7,9 @@ optimizer sees the conflict, not how two fresh gradients would.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dualoptim_cli.optim import storage
-from dualoptim_cli.optim.dual import EAGER_PIECE, UNSIGNED, named, pieces
+from dualoptim_cli.optim.dual import COMPILED_LEAST, COMPILED_PIECE, EAGER_PIECE, UNCHECKED, UNSIGNED, named, pieces
 from dualoptim_cli.optim.partition import layer_of
 from dualoptim_cli.optim.rules import debiased
 
@@ -53,17 +54,18 @@ def measure_conflict(source: Source, first: str = "forget", second: str = "retai
     Returns None for an optimizer without deltas, and until both objectives have stepped. Reads the state a
     cache-sized piece at a time; a cosine with a direction that is zero everywhere is left out.
     """
-    products: dict[str, Tensor] = {}
+    live = isinstance(source, Optimizer)
+    products_of: dict[str, Tensor] = {}
     layers: dict[str, Tensor] = {}
     for name, state, group in tensors(source):
         if f"m.{first}" in state and f"m.{second}" in state:
-            products[name] = inner_products(state, group, first, second)
+            products_of[name] = inner_products(state, group, first, second, live=live)
             layer = layer_of(name)
-            layers[layer] = layers.get(layer, 0) + products[name]
-    if not products:
+            layers[layer] = layers.get(layer, 0) + products_of[name]
+    if not products_of:
         return None
-    by_tensor, by_layer = cosines(products), cosines(layers)
-    overall = cosines({"all": sum(products.values(), torch.zeros(3, dtype=torch.float64))})
+    by_tensor, by_layer = cosines(products_of), cosines(layers)
+    overall = cosines({"all": sum(products_of.values(), torch.zeros(3, dtype=torch.float64))})
     return Conflict(first, second, overall.get("all"), by_layer, by_tensor)
 
 
@@ -73,13 +75,42 @@ def cosines(products: Mapping[str, Tensor]) -> dict[str, float]:
     return {name: ab / (aa * bb) ** 0.5 for name, (ab, aa, bb) in listed.items() if aa > 0 and bb > 0}
 
 
-def inner_products(state: Mapping[str, Any], group: Mapping[str, Any], first: str, second: str) -> Tensor:
-    """first·second, first·first and second·second of one tensor's directions, in float64."""
+def inner_products(
+    state: Mapping[str, Any], group: Mapping[str, Any], first: str, second: str, *, live: bool
+) -> Tensor:
+    """first·second, first·first and second·second of one tensor's directions, in float64.
+
+    A live float32 state that is stepped compiled is read compiled, too; reading codes that way does not pay.
+    """
+    names = (first, second, "base") if group["bridge"] else (first, second)
+    cells = [storage.cell(state, f"m.{name}") for name in names]
+    decays = (group["betas"][0], group["betas"][0], group["base_betas"][0])
+    scales = [debiased(decay, int(state[f"seen.{name}"])) for decay, name in zip(decays, names, strict=False)]
+    scales[2:] = [group["bridge"] * scale for scale in scales[2:]]
+    fast = live and group["compiled"] and all(isinstance(cell, Tensor) for cell in cells)
+    packed = torch.tensor(scales, device=state[f"m.{first}"].device)
     total = torch.zeros(3, dtype=torch.float64)
-    for start, stop in pieces(state[f"m.{first}"].numel(), EAGER_PIECE):
-        a, b = estimates(state, group, "m", (first, second), start, stop)
-        total += torch.stack([a @ b, a @ a, b @ b]).double().cpu()
+    for start, stop in pieces(state[f"m.{first}"].numel(), COMPILED_PIECE if fast else EAGER_PIECE):
+        parts = tuple(storage.piece(cell, start, stop) for cell in cells)
+        if fast and stop - start >= COMPILED_LEAST:
+            total += compiled_products()(parts, stop - start, packed).double().cpu()
+        else:
+            total += products(parts, stop - start, scales).double().cpu()
     return total
+
+
+def products(cells: tuple[storage.Cell, ...], length: int, scales: Sequence[float] | Tensor) -> Tensor:
+    """The three inner products over one piece, from the deltas of two objectives and, if there is one, the base."""
+    a, b, *base = (storage.load(cell, length) * scale for cell, scale in zip(cells, scales, strict=True))
+    for shared in base:
+        a, b = a + shared, b + shared
+    return torch.stack([(a * b).sum(), (a * a).sum(), (b * b).sum()])  # Inductor would not fuse a @ b
+
+
+@cache
+def compiled_products() -> Callable[..., Tensor]:
+    """`products` in compiled form; made at its first call."""
+    return torch.compile(products, dynamic=True, fullgraph=True, options=UNCHECKED)
 
 
 def estimates(

@@ -23,6 +23,7 @@ from dualoptim_cli.optim.settings import DEFAULTS, RULES, check_groups, check_se
 
 Cells = tuple[tuple[storage.Cell, ...], ...]  # for each average of a rule, its delta and its base
 
+UNCHECKED: dict[str, Any] = {"assert_indirect_indexing": False}  # a code is a byte, its table has 256 entries
 UNSIGNED = {"v.base"}  # every other cell is, or may become, negative
 
 # Elements at a time. Eager pieces keep all that a step touches in the cache; compiled ones only bound what the
@@ -66,8 +67,7 @@ def advance_packed(
 @cache
 def compiled() -> Callable[..., None]:
     """`advance_packed` in compiled form; made at its first call."""
-    unchecked = {"assert_indirect_indexing": False}  # a code is a byte, its table has 256 entries
-    return torch.compile(advance_packed, dynamic=True, fullgraph=True, options=unchecked)
+    return torch.compile(advance_packed, dynamic=True, fullgraph=True, options=UNCHECKED)
 
 
 def pieces(length: int, size: int) -> Iterator[tuple[int, int]]:

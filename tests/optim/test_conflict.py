@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dualoptim_cli.optim import DualAdamW, build_optimizer, measure_conflict, summarize_state
+from dualoptim_cli.optim import DualAdamW, build_optimizer, dual, measure_conflict, summarize_state
 
 
 def at_angle(degrees, size=50_000):
@@ -122,3 +122,15 @@ def test_the_summary_sees_where_the_guard_acts(bits):
         optimizer.step()
     (found,) = summarize_state(optimizer)
     assert 0.01 < found.guarded["retain"] < 0.9
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Inductor's own, from within torch
+@pytest.mark.parametrize("bits", [32, 8])
+def test_read_compiled_it_is_the_same(bits):
+    if not dual.compiler_at_hand("cpu"):
+        pytest.skip("no C++ compiler")
+    a, b = at_angle(70, 10_000)
+    turns = ["forget", "retain", "retain"]
+    optimizer = optimizer_with({"w": {"forget": a, "retain": b}}, turns, compile=True, state_bits=bits)
+    slow = measure_conflict(optimizer.state_dict())  # a saved state is read eagerly
+    assert measure_conflict(optimizer).overall == pytest.approx(slow.overall, abs=1e-5)

@@ -243,7 +243,7 @@ print(status("VmHWM") - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("bits", [32, 8])
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_step_needs_no_full_size_temporary(bits, compiled):
     if compiled and not dual.compiler_at_hand("cpu"):
         pytest.skip("no C++ compiler")
