@@ -123,14 +123,20 @@ def compare(loss: str, model: LlamaForCausalLM, rows: Sequence[int], rounds: int
         model.zero_grad(set_to_none=True)
         memory.append(peak(step))
     times = [(seconds(plain), seconds(ours)) for _ in range(rounds)]
-    ratio = statistics.median(mine / theirs for theirs, mine in times)
     note = f"  (with a copy of {kept / 2**20:.0f} MiB)" if kept else ""
     print(
         f"{loss:11} memory {(memory[1] + kept) / memory[0]:5.2f} of {memory[0] / 2**20:5.0f} MiB"
-        f"   time {ratio:5.2f} of {statistics.median(t for t, _ in times):5.2f} s"
-        f"   {'two sequences' if both else 'one sequence'}{note}",
+        f"{clock(times)}   {'two sequences' if both else 'one sequence'}{note}",
         flush=True,
     )
+
+
+def clock(times: Sequence[tuple[float, float]]) -> str:
+    """The median ratio of (theirs, ours) in seconds; nothing where none were taken."""
+    if not times:
+        return ""
+    ratio = statistics.median(ours / theirs for theirs, ours in times)
+    return f"   time {ratio:5.2f} of {statistics.median(theirs for theirs, _ in times):5.2f} s"
 
 
 def needs(loss: str) -> frozenset[str]:

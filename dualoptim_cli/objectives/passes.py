@@ -1,7 +1,7 @@
 """One pass of a model over a batch → numbers per token, without ever holding all of its logits.
 
 The decoder runs once over the batch; the head (with whatever scale or cap the architecture puts behind it) runs
-over the counted positions alone, a chunk at a time, and again in the backward pass where there is more than one.
+over the counted positions alone; where these are many, a chunk at a time and again in the backward pass.
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from dualoptim_cli.objectives.heads import TokenBatch, causal_lm, device_of, hea
 from dualoptim_cli.objectives.likelihood import Likelihood, in_rows, nll, targets, widen
 from dualoptim_cli.objectives.reference import Frozen, at_rest
 
-CHUNK = 2**23
-"""Logits held at a time: 32 MiB of float32, 262 positions of a vocabulary of 32 000."""
+HELD = 2**25
+"""Logits that are kept for the backward pass: 128 MiB of float32, 1 048 positions of a vocabulary of 32 000."""
+CHUNK = 256
+"""Positions at a time where there are more logits than that. Each chunk costs one more sum over the head's gradient,
+so few large ones are better than many small ones."""
 
 Measure = Callable[..., Tensor]
 """(logits, target), and logits_reference where one is asked for → one number per position."""
@@ -59,9 +62,12 @@ def over_logits(
             reference = widen(old_head.logits(*old_states)).to(logits)
         return measure(logits, aim, reference)
 
-    size = max(1, CHUNK // head.vocabulary)
-    pieces = list(zip(*(torch.split(each, size) for each in (target[counted], *hidden)), strict=True))
-    if len(pieces) == 1 or not torch.is_grad_enabled():
+    everything = (target[counted], *hidden)
+    with_gradients = torch.is_grad_enabled()
+    if with_gradients and len(hidden[0]) * head.vocabulary <= HELD:
+        return piece(*everything)
+    pieces = zip(*(torch.split(each, CHUNK) for each in everything), strict=True)
+    if not with_gradients:
         return torch.cat([piece(*each) for each in pieces])
     return torch.cat([checkpoint(piece, *each, use_reentrant=False, preserve_rng_state=False) for each in pieces])
 

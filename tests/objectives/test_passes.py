@@ -11,25 +11,36 @@ from torch import Tensor, nn
 from dualoptim_cli.objectives import passes
 from dualoptim_cli.objectives.heads import head_of
 
-from .fakes import VOCABULARY, letter_examples, tiny_llama
+from .fakes import letter_examples, tiny_llama
 
 
-@pytest.mark.parametrize("positions", [1, 5, 1000])
-def test_the_head_sees_counted_positions_alone_and_few_at_a_time(
-    positions: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("chunk", [1, 5])
+@pytest.mark.parametrize("held", [0, 10**9])
+def test_the_head_sees_counted_positions_alone_and_few_at_a_time_where_they_are_many(
+    held: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(passes, "CHUNK", positions * VOCABULARY)
+    monkeypatch.setattr(passes, "HELD", held)
+    monkeypatch.setattr(passes, "CHUNK", chunk)
     model, batch = tiny_llama(), letter_examples().batch([1, 4])
     head_of(model, batch)
     seen: list[int] = []
     model.lm_head.register_forward_hook(lambda _, __, out: seen.append(out.shape[:-1].numel()))
     found = passes.likelihood(model, batch)
     assert sum(seen) == batch.answer_tokens
-    assert max(seen) <= positions
-    forward = len(seen)
+    assert len(seen) == 1 if held else max(seen) == chunk
     found.total.sum().backward()
-    again = len(seen) - forward
-    assert again == (forward if forward > 1 else 0), "chunks are made again in the backward pass, a single one is not"
+    assert sum(seen) == batch.answer_tokens * (1 if held else 2), "chunks are made again in the backward pass"
+
+
+def test_without_gradients_no_more_than_a_chunk_is_ever_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "CHUNK", 5)
+    model, batch = tiny_llama(), letter_examples().batch([1, 4])
+    head_of(model, batch)
+    seen: list[int] = []
+    model.lm_head.register_forward_hook(lambda _, __, out: seen.append(out.shape[:-1].numel()))
+    with torch.no_grad():
+        passes.likelihood(model, batch)
+    assert max(seen) == 5
 
 
 def test_padding_changes_no_likelihood() -> None:
@@ -75,16 +86,17 @@ def test_gradient_checkpointing_changes_neither_likelihoods_nor_activations() ->
 
 def test_mixed_precision_reaches_both_halves_and_the_recomputation(monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = tiny_llama(), letter_examples().batch([0, 1])
-    whole = {}
-    for chunk in (VOCABULARY, 10**9):
-        monkeypatch.setattr(passes, "CHUNK", chunk)
+    monkeypatch.setattr(passes, "CHUNK", 7)
+    gradients = []
+    for held in (0, 10**9):
+        monkeypatch.setattr(passes, "HELD", held)
         model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
             loss = passes.likelihood(model, batch).total.sum()
         loss.backward()
-        whole[chunk] = model.lm_head.weight.grad.clone()
+        gradients.append(model.lm_head.weight.grad.clone())
     assert loss.dtype == torch.float32
-    torch.testing.assert_close(whole[VOCABULARY], whole[10**9], rtol=0.05, atol=0.05)
+    torch.testing.assert_close(*gradients, rtol=0.05, atol=0.05)
 
 
 def written(model: nn.Module, prompts: list[list[int]], seed: int, temperature: float = 1.0) -> list[list[list[int]]]:
