@@ -76,12 +76,16 @@ class OptimizerConfig(Section):
     name: str = "dualoptim+"
     lr: Auto | Positive = "auto"
     state_bits: Literal[8, 32] = 32
+    min_8bit_size: Count | None = None
+    float32_embeddings: bool | None = None
     betas: tuple[Decay, Decay] | None = None
     base_betas: tuple[Decay, Decay] | None = None
     eps: Positive | None = None
     weight_decay: Annotated[Number, Field(ge=0)] = 0.01
     bridge: Share | None = None
     guard: Literal["moments", "none"] | None = None
+    stochastic_rounding: bool | None = None
+    compile: Auto | bool | None = None
     max_grad_norm: Positive | None = None
 
 

@@ -427,9 +427,11 @@ class _Run:
                 self.on_event(Note(note, "warning"))
 
     def _optimizer(self) -> Optimizer:
-        from dualoptim_cli.optim import build_optimizer
+        from dualoptim_cli.optim import build_optimizer, settings_of
 
         config, lr = self.config, self.plan.lr
+        known = settings_of(config.optimizer.name)
+        of_run: dict[str, Any] = {"seed": config.seed, "objectives": tuple(config.objectives)}
         ratios = {name: part.lr_ratio for name, part in config.objectives.items() if part.lr_ratio != 1.0}
         return build_optimizer(
             config.optimizer.name,
@@ -437,6 +439,7 @@ class _Run:
             lr=lr,
             objective_lr={name: lr * ratio for name, ratio in ratios.items()},
             **_optimizer_settings(config),
+            **{key: value for key, value in of_run.items() if key in known},
         )
 
     def _identity(self) -> dict[str, Any]:

@@ -86,8 +86,8 @@ def satimp(answer: Likelihood, *, beta1: float, beta2: float) -> Tensor:
 
 def me(logits: Tensor, *, weight: float) -> Tensor:
     """Maximum entropy: weight·KL(uniform ‖ p) at each token (tokens,). Yuan et al. 2024."""
-    divergence = logits.logsumexp(dim=-1) - logits.mean(dim=-1) - log(logits.shape[-1])
-    return weight * divergence
+    # logsumexp − mean would say the same, and hold twice the logits for the backward pass
+    return weight * (-logits.log_softmax(dim=-1).mean(dim=-1) - log(logits.shape[-1]))
 
 
 def undial(logits: Tensor, target: Tensor, logits_reference: Tensor, *, beta: float) -> Tensor:
