@@ -154,6 +154,14 @@ def test_resuming_with_another_setting_is_refused_by_name(town: Path, tmp_path: 
     assert caught.value.code == ExitCode.INTEGRITY
 
 
+def test_finished_run_is_not_run_again_by_resuming(finished: tuple[Outcome, list[Any]], town: Path) -> None:
+    weights = finished[0].out / "model" / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    with pytest.raises(UserError, match="is finished"):
+        unlearn(config(town), finished[0].out, resume=True)
+    assert weights.stat().st_mtime_ns == before
+
+
 def test_existing_run_is_not_overwritten_without_force(town: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 1")
     with pytest.raises(UserError, match="already holds a run"):

@@ -33,6 +33,8 @@ class RunFolder:
         used = self.path.is_dir() and any(self.path.iterdir())
         if resume and not self.config.is_file():
             raise UserError(f"{self.path} holds no run to go on with.", "Leave --resume out to start one there.")
+        if resume and "after" in self.read_metrics():
+            raise UserError(f"The run in {self.path} is finished.", "Start another one with --force or another --out.")
         if used and not self.config.is_file():
             hint = "Choose another --out; --force replaces only a folder that a run has made."
             raise UserError(f"{self.path} is not empty, and no run of dualopt made it.", hint)
