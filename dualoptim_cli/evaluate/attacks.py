@@ -16,13 +16,14 @@ import torch
 
 from dualoptim_cli.data import Encoded, Examples, collate
 from dualoptim_cli.errors import UserError, did_you_mean, raise_all
-from dualoptim_cli.evaluate.evaluator import RowLimit, evaluating, sample_rows, told
+from dualoptim_cli.evaluate.evaluator import RowLimit, sample_rows, told
 from dualoptim_cli.evaluate.metrics import METRICS, Row
 from dualoptim_cli.evaluate.observe import Observer, Question, questions
 from dualoptim_cli.evaluate.results import Score, Sets
 from dualoptim_cli.evaluate.rounding import ROUNDINGS, lacking, round_weights
 from dualoptim_cli.evaluate.scores import score_set, set_seed
 from dualoptim_cli.objectives.heads import device_of
+from dualoptim_cli.objectives.reference import at_rest
 from dualoptim_cli.train.events import OnEvent
 
 SAMPLES, TEMPERATURE = 8, 0.8
@@ -185,7 +186,7 @@ def attack(
             found[name] = dict.fromkeys(asked, none)
             continue
         total = sum(len(of_set) for of_set in asked.values()) * ATTACKS[name].passes
-        with evaluating(model), told(f"attack {name}", total, on_event) as advance:
+        with at_rest(model), told(f"attack {name}", total, on_event) as advance:
             observer = partial(Observer, max_new_tokens=max_new_tokens, batch_size=batch_size, advance=advance)
             found[name] = {
                 each: _recovered(

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from dualoptim_cli.data import Examples
 from dualoptim_cli.evaluate.judges import Judge
 from dualoptim_cli.evaluate.observe import Observer, questions
 from dualoptim_cli.evaluate.results import Results
 from dualoptim_cli.evaluate.scores import score_rows, set_seed
+from dualoptim_cli.objectives.reference import at_rest
 from dualoptim_cli.train.events import Event, OnEvent, PhaseAdvanced, PhaseEnded, PhaseStarted
 
 RowLimit = int | Literal["all"]
@@ -43,7 +43,7 @@ def measure(
     """
     asked = {name: questions(each, sample_rows(len(each), rows, seed, name)) for name, each in sets.items()}
     total = sum(question.units for of_set in asked.values() for question in of_set)
-    with evaluating(model), told(phase, total, on_event) as advance:
+    with at_rest(model), told(phase, total, on_event) as advance:
         found = {
             name: Observer(
                 model,
@@ -71,18 +71,6 @@ def sample_rows(size: int, rows: RowLimit, seed: int, name: str) -> list[int]:
         return list(range(size))
     drawn = np.random.default_rng(set_seed(seed, name)).choice(size, rows, replace=False)
     return sorted(drawn.tolist())
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Put the model in evaluation mode, and each of its modules back in its own."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 @contextmanager
