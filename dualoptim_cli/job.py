@@ -209,6 +209,7 @@ def _open(config: RunConfig, on_event: OnEvent) -> tuple[dict[str, Records], Loc
     """Read through all data and look at the model's folder; every fault of them all is raised together."""
     from dualoptim_cli.data import check_overlap, load_records, load_refusals
     from dualoptim_cli.model.load import locate
+    from dualoptim_cli.objectives import check_rows
 
     sources = {name: part.data for name, part in config.objectives.items()}
     if config.data.holdout:
@@ -221,6 +222,10 @@ def _open(config: RunConfig, on_event: OnEvent) -> tuple[dict[str, Records], Loc
         for name, source in sources.items():
             with _collected(faults):
                 records[name] = load_records(source, columns=config.data.columns)
+        for name, part in config.objectives.items():
+            if name in records:
+                with _collected(faults):
+                    check_rows(name, part.loss, records[name].kind)
         if "forget" in records:
             for name in records.keys() - {"forget"}:
                 with _collected(faults):

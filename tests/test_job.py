@@ -288,3 +288,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def test_refusals_of_plain_text_are_refused_before_the_model_loads(town: Path, tmp_path: Path) -> None:
+    book = tmp_path / "book.jsonl"
+    book.write_text('{"text": "It was a dark and stormy night."}\n')
+    parts = {"forget": {"data": str(book), "loss": "idk"}, "retain": {"data": str(town / "retain.jsonl")}}
+    with pytest.raises(UserError, match="idk"):
+        unlearn(config(town, objectives=parts, model={"name": str(town / "model")}), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
