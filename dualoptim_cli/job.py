@@ -143,20 +143,19 @@ def unlearn(
     plan = plan_run(config, {name: len(records[name]) for name in config.objectives}, located.width)
     for choice in plan.choices:
         on_event(Note(str(choice)))
-    if not resume:
-        folder.begin(to_yaml(asked))
-
     with _phase("Loading the model", on_event):
         from dualoptim_cli.model.load import load
 
         settings = config.model.model_dump(exclude={"name", "mixed_precision"})
         loaded = load(located, **settings)
     examples = _encode(config, records, loaded, on_event)
+    if not resume:  # only now is anything of an earlier run replaced: all that can be wrong with the input is past
+        folder.begin(to_yaml(asked))
     before = _before(config, folder, examples, loaded, on_event)
     knew = _knew(before)
     if not knew:
         on_event(Note("The model does not know the forget rows: there is nothing for it to forget.", "warning"))
-    run = _Run(config, plan, folder, located, examples, loaded, on_event, should_stop)
+    run = _Run(config, plan, folder, examples, loaded, on_event, should_stop)
     steps = run.train(resume=resume)
     with _phase("Saving the model", on_event):
         _save_model(loaded, folder.model)
@@ -227,7 +226,7 @@ def _open(config: RunConfig, on_event: OnEvent) -> tuple[dict[str, Records], Loc
                 with _collected(faults):
                     check_rows(name, part.loss, records[name].kind)
         if "forget" in records:
-            for name in records.keys() - {"forget"}:
+            for name in sorted(records.keys() - {"forget"}):
                 with _collected(faults):
                     check_overlap(records["forget"], records[name])
     located: Located | None = None
@@ -335,7 +334,6 @@ class _Run:
     config: RunConfig
     plan: Plan
     folder: RunFolder
-    located: Located
     examples: Mapping[str, Examples]
     loaded: Loaded
     on_event: OnEvent
