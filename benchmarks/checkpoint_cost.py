@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from dualoptim_cli.cli.console import quiet_libraries
+from dualoptim_cli.files import sync
 from dualoptim_cli.optim import DualAdamW
 from dualoptim_cli.train import checkpoint
-from dualoptim_cli.train.disk import sync
 from dualoptim_cli.train.flat import flatten, unshared
 from dualoptim_cli.train.pace import Pace
 from dualoptim_cli.train.standing import Standing

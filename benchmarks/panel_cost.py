@@ -16,9 +16,9 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from rich.console import Console
 
+from dualoptim_cli.events import Event
 from dualoptim_cli.report.live import LivePanel
 from dualoptim_cli.report.rehearsal import rehearse
-from dualoptim_cli.train.events import Event
 
 STEPS = 180
 

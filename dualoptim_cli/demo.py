@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import UserError
-from dualoptim_cli.train.events import OnEvent, PhaseAdvanced, PhaseEnded, PhaseStarted
+from dualoptim_cli.events import OnEvent, PhaseAdvanced, PhaseEnded, PhaseStarted
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -174,8 +174,8 @@ def test_no_row_is_quoted_by_a_run_whose_gate_fails(world: World, debug: tuple[s
 def test_no_row_is_quoted_by_an_interrupted_run_nor_by_its_resumption(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from dualoptim_cli.events import Event, StepDone
     from dualoptim_cli.record.folder import EventLog
-    from dualoptim_cli.train.events import Event, StepDone
 
     original, asked = EventLog.__call__, [True]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from dualoptim_cli.train.checkpoint import sha256
+from dualoptim_cli.files import sha256
 from tests.conftest import ROOT
 
 

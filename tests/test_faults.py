@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 
 from dualoptim_cli.cli import app
 from dualoptim_cli.cli.console import run_app
+from dualoptim_cli.files import sha256
 from dualoptim_cli.objectives.forward import Task
-from dualoptim_cli.train.checkpoint import sha256
 
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:124] data. DefaultCPUAllocator: can't allocate memory")
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.events import CheckpointSaved, Note, StepDone
+from dualoptim_cli.files import sha256
 from dualoptim_cli.job import Outcome, unlearn
 from dualoptim_cli.recipes import resolve
-from dualoptim_cli.train.checkpoint import sha256
-from dualoptim_cli.train.events import CheckpointSaved, Note, StepDone
 
 STEPS = 40
 

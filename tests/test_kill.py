@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 import dualoptim_cli
+from dualoptim_cli.files import sha256
 from dualoptim_cli.train import checkpoint
-from dualoptim_cli.train.checkpoint import sha256
 
 OURS = [module.name for module in pkgutil.walk_packages(dualoptim_cli.__path__, "dualoptim_cli.")]
 PRELOADED = [name for name in OURS if not name.endswith("__main__")]

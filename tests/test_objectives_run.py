@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.data import draw_refusal
 from dualoptim_cli.errors import UserError
+from dualoptim_cli.events import StepDone
 from dualoptim_cli.job import Outcome, check_settings, unlearn
 from dualoptim_cli.objectives import FORGET, RETAIN, forgotten, reference
-from dualoptim_cli.train.events import StepDone
 
 ROWS = 3
 PAIRS = list(itertools.product(FORGET, [name for name in RETAIN if name != "rmu-retain"]))

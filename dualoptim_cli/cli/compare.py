@@ -27,9 +27,9 @@ def compare(
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
     """Put finished runs side by side; refuse those that differ in data, model or metrics, naming the difference."""
+    from dualoptim_cli.files import write_atomic
     from dualoptim_cli.record.likeness import differences, open_run
     from dualoptim_cli.report import comparison
-    from dualoptim_cli.train.disk import write_atomic
 
     opened = [open_run(path) for path in runs]
     _check(opened, [path for path in (html, png) if path])

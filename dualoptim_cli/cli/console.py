@@ -24,7 +24,7 @@ NOISE = ("bitsandbytes", "kernels", "transformers", "accelerate", "datasets", "h
 
 def emit(value: Any) -> None:
     """Write a result to stdout: JSON for a mapping or list, else text; what a terminal would obey is spelled out."""
-    from dualoptim_cli.report.text import harmless, in_json
+    from dualoptim_cli.text import harmless, in_json
 
     text = harmless(value) if isinstance(value, str) else in_json(json.dumps(value, indent=2, ensure_ascii=False))
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
@@ -34,7 +34,7 @@ def show(*things: Any) -> None:
     """Write tables for a person to stderr, in colour where the terminal has it; a string is a line, however long."""
     from rich.text import Text
 
-    from dualoptim_cli.report.text import safe
+    from dualoptim_cli.text import safe
 
     for thing in things:
         line = isinstance(thing, str)
@@ -95,7 +95,7 @@ def _fail(error: UserError, as_json: bool, debug: bool) -> int:
     else:
         from rich.text import Text
 
-        from dualoptim_cli.report.text import safe
+        from dualoptim_cli.text import safe
 
         message = "\n".join(map(safe, error.message.split("\n")))
         lines = Text.assemble(("Error: ", "bold red"), message)

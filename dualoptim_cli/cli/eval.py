@@ -40,8 +40,8 @@ from dualoptim_cli.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from dualoptim_cli.config import RunConfig
+    from dualoptim_cli.events import OnEvent
     from dualoptim_cli.job.evaluate import Evaluation
-    from dualoptim_cli.train.events import OnEvent
 
 WHAT = "What is measured"
 KEYS = {
@@ -186,7 +186,7 @@ def _progress(subtitle: str, *, quiet: bool) -> AbstractContextManager[OnEvent]:
 def _write(out: Path, found: Evaluation) -> None:
     import json
 
-    from dualoptim_cli.train.checkpoint import write_atomic
+    from dualoptim_cli.files import write_atomic
 
     write_atomic(out, json.dumps(found.to_json(), indent=2, ensure_ascii=False) + "\n")
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 
 from dualoptim_cli.errors import ExitCode, UserError
-from dualoptim_cli.train.events import (
+from dualoptim_cli.events import (
     CheckpointSaved,
     Event,
     Note,

@@ -16,8 +16,8 @@ def purge(
     """Remove checkpoints, optimizer state and caches from a run, and write that in its record."""
     from dataclasses import asdict
 
+    from dualoptim_cli import text
     from dualoptim_cli.record.purge import purge as remove
-    from dualoptim_cli.report import text
     from dualoptim_cli.report.page import draw
 
     done = remove(run, find_key(run, key), lambda record: draw(run, record))

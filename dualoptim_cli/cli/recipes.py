@@ -49,8 +49,8 @@ def copy(
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing file.")] = False,
 ) -> None:
     """Copy a recipe to a file of your own, to change it there."""
+    from dualoptim_cli.files import write_atomic
     from dualoptim_cli.recipes import find_recipe
-    from dualoptim_cli.train.disk import write_atomic
 
     source = find_recipe(name)
     target = target or Path(source.name)

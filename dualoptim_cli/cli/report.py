@@ -23,9 +23,9 @@ def report(
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
     """Draw the page of a run again, from its record and events; its figures as PNG with --png."""
+    from dualoptim_cli.files import write_atomic
     from dualoptim_cli.record import ledger
     from dualoptim_cli.report import page
-    from dualoptim_cli.train.disk import write_atomic
 
     record = ledger.read(run)
     target = out or run.resolve().with_name(f"{run.resolve().name}.html")

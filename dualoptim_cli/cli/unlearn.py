@@ -46,9 +46,9 @@ from dualoptim_cli.cli.recipes import refuse_faults
 from dualoptim_cli.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
+    from dualoptim_cli.events import OnEvent
     from dualoptim_cli.job import Outcome
     from dualoptim_cli.recipes import Override, Resolved
-    from dualoptim_cli.train.events import OnEvent
 
 KEYS = {
     "model": "model.name",

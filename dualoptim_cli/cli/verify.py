@@ -55,7 +55,7 @@ def say(line: str) -> None:
 
 
 def _tell(found: Verification) -> None:
-    from dualoptim_cli.report import text
+    from dualoptim_cli import text
 
     for fault in found.faults:
         emit(text.safe(f"{fault.file} {fault.what}"))

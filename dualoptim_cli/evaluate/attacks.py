@@ -25,9 +25,9 @@ from dualoptim_cli.evaluate.observe import Observer, Question, questions
 from dualoptim_cli.evaluate.results import Score, Sets
 from dualoptim_cli.evaluate.rounding import ROUNDINGS, is_quantised, lacking, round_weights
 from dualoptim_cli.evaluate.scores import score_set, set_seed
+from dualoptim_cli.events import OnEvent
 from dualoptim_cli.objectives.heads import device_of
 from dualoptim_cli.objectives.reference import at_rest
-from dualoptim_cli.train.events import OnEvent
 
 SAMPLES, TEMPERATURE = 8, 0.8
 RELEARN_ROWS, RELEARN_STEPS = 10, 20

@@ -14,8 +14,8 @@ from dualoptim_cli.evaluate.judges import Judge
 from dualoptim_cli.evaluate.observe import Observer, questions
 from dualoptim_cli.evaluate.results import Results
 from dualoptim_cli.evaluate.scores import score_rows, set_seed
+from dualoptim_cli.events import Event, OnEvent, PhaseAdvanced, PhaseEnded, PhaseStarted
 from dualoptim_cli.objectives.reference import at_rest
-from dualoptim_cli.train.events import Event, OnEvent, PhaseAdvanced, PhaseEnded, PhaseStarted
 
 RowLimit = int | Literal["all"]
 

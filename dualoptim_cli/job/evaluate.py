@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dualoptim_cli import demo
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import UserError, raise_all
+from dualoptim_cli.events import Note, OnEvent
 from dualoptim_cli.job.inputs import encode
 from dualoptim_cli.job.measuring import (
     UNSEEN,
@@ -29,7 +30,6 @@ from dualoptim_cli.job.measuring import (
 )
 from dualoptim_cli.job.phases import collected, phase, use_threads
 from dualoptim_cli.objectives import forgotten
-from dualoptim_cli.train.events import Note, OnEvent
 
 if TYPE_CHECKING:
     from dualoptim_cli.data import Records

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import UserError, raise_all
+from dualoptim_cli.events import Note, OnEvent
 from dualoptim_cli.job.phases import collected, phase
 from dualoptim_cli.recipes import telling_how_to_get
-from dualoptim_cli.train.events import Note, OnEvent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from dualoptim_cli import demo
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import UserError, raise_all
+from dualoptim_cli.events import Event, Note, OnEvent
 from dualoptim_cli.job.identity import check_same_settings, go_on
 from dualoptim_cli.job.inputs import open_inputs
 from dualoptim_cli.job.measuring import (
@@ -30,7 +31,6 @@ from dualoptim_cli.job.planning import plan_inputs
 from dualoptim_cli.job.training import Training, optimizer_settings
 from dualoptim_cli.objectives import forgotten
 from dualoptim_cli.recipes import to_yaml
-from dualoptim_cli.train.events import Event, Note, OnEvent
 
 if TYPE_CHECKING:
     from dualoptim_cli.evaluate.gates import Judgement
@@ -161,9 +161,9 @@ def _unlearn(
 ) -> Outcome:
     """The job in a folder that is held for it alone."""
     from dualoptim_cli.evaluate.gates import judge
+    from dualoptim_cli.files import disk_errors_as_user_error
     from dualoptim_cli.job.recording import Inputs, record_run
     from dualoptim_cli.plan.needs import refuse_impossible, warnings
-    from dualoptim_cli.train.disk import faults_told
 
     begun = time.perf_counter()
     gates = asked_gates(config)
@@ -208,7 +208,7 @@ def _unlearn(
             hear(Note("The model does not know the forget rows: there is nothing for it to forget.", "warning"))
         origin = recording.record.model.before.digest
         trained = Training(config, plan, folder, examples, loaded, hear, should_stop, origin).run(resume=resume)
-        with phase("Saving the model", hear), faults_told("The model", folder.path):
+        with phase("Saving the model", hear), disk_errors_as_user_error("The model", folder.path):
             from dualoptim_cli.model.save import save_model
 
             weights = folder.path / ("adapter" if config.lora else "model")
@@ -224,7 +224,7 @@ def _unlearn(
         outcome = Outcome(folder.path, before, after, judgements, verdict, knew, trained.steps, seconds, reference)
         found = outcome.to_json()
         folder.write_metrics({key: found[key] for key in found if key not in {"out", "model", "seconds"}})
-        with phase("Writing the record", hear), faults_told("The record", folder.path):
+        with phase("Writing the record", hear), disk_errors_as_user_error("The record", folder.path):
             recording.mark(weights, passed=outcome.passed, verdict=verdict)
             recording.finish(outcome, keep_checkpoints=config.checkpoint.keep_at_end, stopped=trained.stopped)
     if not config.checkpoint.keep_at_end:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import UserError, raise_all
+from dualoptim_cli.events import Note, OnEvent
 from dualoptim_cli.job.inputs import encode
 from dualoptim_cli.job.phases import collected, phase
 from dualoptim_cli.objectives import forgotten
 from dualoptim_cli.plan import Plan, auto_lr
-from dualoptim_cli.train.events import Note, OnEvent
 
 if TYPE_CHECKING:
     from dualoptim_cli.data import Examples, Records

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from dualoptim_cli.errors import UserError
-from dualoptim_cli.train.events import OnEvent, PhaseAdvanced, PhaseEnded, PhaseStarted
+from dualoptim_cli.events import OnEvent, PhaseAdvanced, PhaseEnded, PhaseStarted
 
 
 @contextmanager

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import UserError, raise_all
+from dualoptim_cli.events import Note, OnEvent
 from dualoptim_cli.job.inputs import encode
 from dualoptim_cli.job.phases import collected, phase
 from dualoptim_cli.plan import Plan, plan_run
-from dualoptim_cli.train.events import Note, OnEvent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.events import Event, StepDone, TrainingStarted
+from dualoptim_cli.files import write_atomic
 from dualoptim_cli.recipes import leaves
 from dualoptim_cli.record import hashing, ledger, lineage
 from dualoptim_cli.record.manifest import Data, DataState, How, Model, Record, Reproducible, Session, Verdict
 from dualoptim_cli.record.purge import PAGE, is_derived
 from dualoptim_cli.record.surroundings import hardware, versions
 from dualoptim_cli.report.page import draw
-from dualoptim_cli.train.checkpoint import write_atomic
-from dualoptim_cli.train.events import Event, StepDone, TrainingStarted
 
 if TYPE_CHECKING:
     from dualoptim_cli.data import Records

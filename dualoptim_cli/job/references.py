@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.events import Note, OnEvent
 from dualoptim_cli.job.phases import counted, phase
-from dualoptim_cli.train.events import Note, OnEvent
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,9 +72,9 @@ def _prepare(task: Task, model: nn.Module, rows: Collection[int], advance: Any, 
 
 def write(path: Path, key: str, found: Mapping[str, Any]) -> None:
     """Write references as a whole, for their owner alone."""
-    from dualoptim_cli.train.disk import faults_told, write_atomic
+    from dualoptim_cli.files import disk_errors_as_user_error, write_atomic
 
-    with faults_told("What objectives must know of the model", path.parent):
+    with disk_errors_as_user_error("What objectives must know of the model", path.parent):
         path.parent.mkdir(mode=0o700, exist_ok=True)
         body = {"key": key, "tasks": dict(found)}
         write_atomic(path, json.dumps({**body, "digest": _digest(body)}), mode=0o600)

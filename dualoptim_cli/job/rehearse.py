@@ -13,11 +13,11 @@ import numpy as np
 from dualoptim_cli import demo
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import UserError
+from dualoptim_cli.events import Event, Note, OnEvent
 from dualoptim_cli.job.inputs import open_inputs
 from dualoptim_cli.job.main import check_settings
 from dualoptim_cli.job.planning import Sizes, plan_inputs
 from dualoptim_cli.plan import Plan
-from dualoptim_cli.train.events import Event, Note, OnEvent
 
 if TYPE_CHECKING:
     from dualoptim_cli.data import Examples, Schedule

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.events import CheckpointSaved, Event, Note, OnEvent, StepDone
 from dualoptim_cli.job import references
 from dualoptim_cli.job.identity import identity_of, name_rows, texts_digest, tokens_digest
 from dualoptim_cli.plan import Plan
 from dualoptim_cli.plan.turns import make_schedule
-from dualoptim_cli.train.events import CheckpointSaved, Event, Note, OnEvent, StepDone
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -226,11 +226,12 @@ class Training:
 
     def _check_disk(self) -> None:
         """Refuse a run whose checkpoints and model the disk cannot hold, before its first step."""
+        from dualoptim_cli.files import check_free
         from dualoptim_cli.plan.blueprint import state_bytes
         from dualoptim_cli.plan.disk import checkpoints_at_once
         from dualoptim_cli.plan.needs import explain
+        from dualoptim_cli.text import size
         from dualoptim_cli.train.checkpoint import bytes_needed
-        from dualoptim_cli.train.disk import check_free, size
         from dualoptim_cli.train.pace import Pace
 
         config, model = self.config, self.loaded.model
@@ -242,7 +243,8 @@ class Training:
         there = sum(path.stat().st_size for path in self.folder.checkpoints.rglob("*.safetensors"))
         needed = bytes_needed(trained, state, checkpoints=count, model=whole) - there
         what = f"{count} checkpoints of {size(trained + state)} at one time, and {size(whole)} of weights at the end"
-        check_free(needed, self.folder.path, what)
+        hint = "Fewer checkpoints need less: --set checkpoint.keep=1."
+        check_free(needed, self.folder.path, what, hint)
         self._needs = explain(self.plan.needs) if self.plan.needs else ""
 
     def _after_step(self, standing: Standing) -> bool:

@@ -7,7 +7,6 @@ none of these is refused, so that no part of an adapter is ever left out in sile
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualoptim_cli.errors import ExitCode, UserError, raise_all
+from dualoptim_cli.files import sha256
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -149,8 +149,7 @@ def make_adapter(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str
 
 def digest(folder: Path) -> str:
     """The SHA-256 of an adapter's weights, in hex: what tells two adapters apart."""
-    with (folder / WEIGHTS).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(folder / WEIGHTS)
 
 
 def contained_in(folder: Path) -> list[str]:

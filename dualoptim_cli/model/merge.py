@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualoptim_cli.errors import ExitCode, UserError, raise_all
+from dualoptim_cli.files import atomic_folder, check_free
 from dualoptim_cli.model.adapter import Changes, check_adapter, contained_in, digest, read_adapter
 from dualoptim_cli.model.agreement import TOLERANCE, Difference, compare
 from dualoptim_cli.model.locate import CODE, DESCRIPTION, TENSORS, Located, fetch, has_weights, locate, locate_adapter
-from dualoptim_cli.model.save import in_the_making
 from dualoptim_cli.model.shards import Shards, shard_size
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def merge(
     located = _with_weights(located, trust_remote_code)
     notes = tuple(_notes(located))
     _check_room(located.folder, out, dtype)
-    with in_the_making(out) as aside:
+    with atomic_folder(out) as aside:
         shards = _write(located, aside, dtype, size, trust_remote_code)
         precision = _precision(aside)
         allowed = TOLERANCE[precision] if tolerance is None else tolerance
@@ -125,12 +125,8 @@ def _notes(located: Located) -> Iterator[str]:
 
 def _check_room(base: Path, out: Path, dtype: str) -> None:
     """Foresee a full disk: the result is about as large as the base, twice so where 16 bits become 32."""
-    there = next(folder for folder in (out, *out.absolute().parents) if folder.is_dir())
-    needed = sum(file.stat().st_size for file in base.glob("*.safetensors")) * (2 if dtype == "float32" else 1)
-    free = shutil.disk_usage(there).free
-    if needed > free:
-        text = f"{out} needs up to {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free there."
-        raise UserError(text, "Free some space, or choose another --out.", ExitCode.RESOURCES)
+    size = sum(file.stat().st_size for file in base.glob("*.safetensors"))
+    check_free(size * 2 if dtype == "float32" else size, out, "the merged model")
 
 
 def _write(located: Located, out: Path, dtype: str, size: int, trust_remote_code: bool) -> int:

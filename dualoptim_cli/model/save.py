@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import stat
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dualoptim_cli.files import atomic_folder
 from dualoptim_cli.model.adapter import (
     CHAIN,
     CONFIG,
@@ -37,43 +34,12 @@ def save_model(loaded: Loaded, folder: Path) -> None:
 
     What from_pretrained (peft's, for an adapter) makes of it is the model. It replaces an earlier one.
     """
-    with in_the_making(folder) as aside:
+    with atomic_folder(folder) as aside:
         if is_adapted(loaded.model):
             _save_adapter(loaded, aside)
         else:
             loaded.model.save_pretrained(aside)
         loaded.tokenizer.save_pretrained(aside)
-
-
-@contextmanager
-def in_the_making(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the name of `folder` once all of it is on the disk, or else goes again.
-
-    Until then it is its owner's alone. It replaces what had the name before.
-    """
-    aside = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-        mode = stat.S_IMODE(aside.stat().st_mode)
-        aside.chmod(0o700)
-        yield aside
-        for path in [*(file for file in aside.rglob("*") if file.is_file()), aside]:
-            _sync(path)
-        aside.chmod(mode)
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
-        _sync(folder.parent)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _save_adapter(loaded: Loaded, folder: Path) -> None:

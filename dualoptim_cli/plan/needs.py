@@ -14,7 +14,7 @@ from dualoptim_cli.plan.choices import taking_turns
 from dualoptim_cli.plan.disk import Disk, plan_disk
 from dualoptim_cli.plan.memory import Memory, Rows, remember
 from dualoptim_cli.plan.room import Room, room_of
-from dualoptim_cli.report.text import size
+from dualoptim_cli.text import size
 
 COMFORT = 0.9
 """Of a device's memory: beyond it, what the allocator wastes and other programs hold decides."""

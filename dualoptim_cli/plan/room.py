@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+from dualoptim_cli.files import free_bytes
 
 CGROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
@@ -38,6 +39,4 @@ def _limit(file: Path) -> int:
 
 def free_space(out: Path) -> int:
     """Bytes free where `out` will be, with those that it takes up now: a run replaces them."""
-    place = next(path for path in (out, *out.absolute().parents) if path.is_dir())
-    own = sum(file.stat().st_size for file in out.rglob("*") if file.is_file()) if place == out else 0
-    return shutil.disk_usage(place).free + own
+    return free_bytes(out) + sum(file.stat().st_size for file in out.rglob("*") if file.is_file())

@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.events import Event, StepDone
+from dualoptim_cli.files import discard, disk_errors_as_user_error, write_atomic
 from dualoptim_cli.record import lock
 from dualoptim_cli.record.ledger import DIGEST, OWN
-from dualoptim_cli.train.checkpoint import write_atomic
-from dualoptim_cli.train.disk import discard, faults_told
-from dualoptim_cli.train.events import Event, StepDone
 
 FILES = ("metrics.json", "events.jsonl", "state.json", "record.html")
 FOLDERS = ("model", "adapter", "checkpoints")
@@ -56,7 +55,7 @@ class RunFolder:
             raise UserError(f"{self.path} is a file, not a folder.", "Choose another --out.")
         made = [path for path in (self.path, *self.path.parents) if not path.exists()]
         with ExitStack() as stack:
-            with faults_told("A run", self.path):
+            with disk_errors_as_user_error("A run", self.path):
                 self._make()
                 stack.callback(_remove_empty, made)
                 stack.enter_context(lock.held(self.path / lock.NAME))
@@ -91,7 +90,7 @@ class RunFolder:
         The old config goes first and the new one comes last: whatever happens in between, nothing of two runs is
         ever taken for one.
         """
-        with faults_told("A new run", self.path):
+        with disk_errors_as_user_error("A new run", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             if self.config.is_file():
                 self.config.replace(self._replaced)
@@ -124,7 +123,7 @@ class RunFolder:
 
     def write_metrics(self, found: Mapping[str, Any]) -> None:
         """Replace the measurements as a whole."""
-        with faults_told("The measurement", self.path):
+        with disk_errors_as_user_error("The measurement", self.path):
             write_atomic(self.metrics, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
     @contextmanager
@@ -134,7 +133,7 @@ class RunFolder:
         Raises UserError (exit 5) when a step up to that one is missing.
         """
         lines = list(self._event_lines(first_step))
-        with faults_told("The log", self.path):
+        with disk_errors_as_user_error("The log", self.path):
             write_atomic(self.events, "".join(lines))
         with self.events.open("a", encoding="utf-8", buffering=1) as file:
             yield EventLog(file, self.events)
@@ -171,7 +170,7 @@ class EventLog:
     def __call__(self, event: Event) -> None:
         if not isinstance(event, StepDone):
             return
-        with faults_told(f"Step {event.step}", self._path.parent):
+        with disk_errors_as_user_error(f"Step {event.step}", self._path.parent):
             self._path.stat()  # of a removed folder, the open file would go on taking lines that nobody will find
             self._file.write(json.dumps(_numbers(asdict(event)), allow_nan=False) + "\n")
 

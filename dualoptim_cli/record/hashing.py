@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dualoptim_cli.data.sources import place_of
 from dualoptim_cli.errors import ExitCode, UserError
-from dualoptim_cli.train.checkpoint import sha256
+from dualoptim_cli.files import sha256
 
 THREADS, CHUNK = 8, 1 << 20
 MODEL_FILES = (

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.files import disk_errors_as_user_error, write_atomic
 from dualoptim_cli.optim import StateSummary
-from dualoptim_cli.train.disk import faults_told, write_atomic
 
 NAME, FORMAT = "state.json", 1
 MOST = 40  # snapshots of a run, more or less
@@ -48,7 +48,7 @@ class History:
         self._write()
 
     def _write(self) -> None:
-        with faults_told("The history of the state", self.path.parent):
+        with disk_errors_as_user_error("The history of the state", self.path.parent):
             write_atomic(self.path, json.dumps({"format": FORMAT, "snapshots": self._snapshots}) + "\n")
 
 

@@ -13,10 +13,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.files import write_atomic
 from dualoptim_cli.record import lock
 from dualoptim_cli.record.hashing import files_below, hash_files, keyed_bytes
 from dualoptim_cli.record.manifest import SCHEMA, Amendment, File, Record
-from dualoptim_cli.train.checkpoint import write_atomic
 
 RECORD, DIGEST, SEAL = "record.json", "record.json.sha256", "record.json.hmac"
 """The record, what `sha256sum -c` checks it with, and what only a holder of the run's key could have made."""

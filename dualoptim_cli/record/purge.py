@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dualoptim_cli.files import write_atomic
 from dualoptim_cli.record import ledger, lock
 from dualoptim_cli.record.manifest import File, Record
-from dualoptim_cli.train.checkpoint import write_atomic
 
 DERIVED = ("checkpoints",)
 """Folders of a run that hold weights on the way, optimizer state, likelihoods or tokens of the rows."""

@@ -8,9 +8,9 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from dualoptim_cli import text
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.record.likeness import Run, settings_that_differ
-from dualoptim_cli.report import text
 from dualoptim_cli.report.compare import Path, score_at, side_by_side
 from dualoptim_cli.report.figures import Scatter
 from dualoptim_cli.report.markup import cell, gallery, listed, plain, said, section

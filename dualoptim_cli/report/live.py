@@ -20,10 +20,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from dualoptim_cli.report import charts, panel, text
-from dualoptim_cli.report.progress import TRAINING, Progress
-from dualoptim_cli.report.rehearsal import rehearse
-from dualoptim_cli.train.events import (
+from dualoptim_cli import text
+from dualoptim_cli.events import (
     CheckpointSaved,
     Event,
     Note,
@@ -34,6 +32,9 @@ from dualoptim_cli.train.events import (
     TrainingEnded,
     TrainingStarted,
 )
+from dualoptim_cli.report import charts, panel
+from dualoptim_cli.report.progress import TRAINING, Progress
+from dualoptim_cli.report.rehearsal import rehearse
 
 Clock = Callable[[], float]
 FRAME_SECONDS = 0.25

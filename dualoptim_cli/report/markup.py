@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from dualoptim_cli import text
 from dualoptim_cli.evaluate.results import Score
-from dualoptim_cli.report import svg, text
+from dualoptim_cli.report import svg
 from dualoptim_cli.report.figures import Figure
 from dualoptim_cli.report.svg import clean
 

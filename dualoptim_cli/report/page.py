@@ -11,12 +11,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from dualoptim_cli import text
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.evaluate.results import Results
 from dualoptim_cli.record.folder import RunFolder
 from dualoptim_cli.record.manifest import NOT_CLAIMED, Record
 from dualoptim_cli.record.purge import PAGE
-from dualoptim_cli.report import figures, provenance, text
+from dualoptim_cli.report import figures, provenance
 from dualoptim_cli.report.compare import by_reason, difference, is_measured, news, score_at, side_by_side
 from dualoptim_cli.report.markup import cell, facts, folded, gallery, listed, number, said, section, table
 from dualoptim_cli.report.svg import clean

@@ -13,7 +13,8 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
-from dualoptim_cli.report import charts, text
+from dualoptim_cli import text
+from dualoptim_cli.report import charts
 from dualoptim_cli.report.charts import Glyphs
 from dualoptim_cli.report.progress import Phase, Progress
 

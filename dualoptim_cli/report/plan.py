@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dualoptim_cli.report import text
+from dualoptim_cli import text
 from dualoptim_cli.report.tables import NEWS_STYLES, QUIET
 
 BAD, GOOD = NEWS_STYLES["bad"], NEWS_STYLES["good"]

@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from dualoptim_cli.errors import UserError
+from dualoptim_cli.files import write_atomic
 from dualoptim_cli.report import png, svg
 from dualoptim_cli.report.figures import Figure
-from dualoptim_cli.train.disk import write_atomic
 
 SUFFIXES = (".png", ".svg")
 TITLE_HEIGHT = 24

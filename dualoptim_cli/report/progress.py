@@ -6,8 +6,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 
-from dualoptim_cli.report.charts import Column
-from dualoptim_cli.train.events import (
+from dualoptim_cli.events import (
     CheckpointSaved,
     Event,
     PhaseAdvanced,
@@ -17,6 +16,7 @@ from dualoptim_cli.train.events import (
     TrainingEnded,
     TrainingStarted,
 )
+from dualoptim_cli.report.charts import Column
 
 TRAINING = "training"
 BUCKETS = 240  # more than any screen has columns to spare

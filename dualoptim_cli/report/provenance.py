@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dualoptim_cli.report import text
+from dualoptim_cli import text
 from dualoptim_cli.report.markup import facts, flatten, folded, part, said, section, table
 from dualoptim_cli.report.svg import clean
 

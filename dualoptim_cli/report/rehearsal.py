@@ -6,7 +6,7 @@ import math
 import random
 from collections.abc import Iterator
 
-from dualoptim_cli.train.events import (
+from dualoptim_cli.events import (
     CheckpointSaved,
     Event,
     Note,

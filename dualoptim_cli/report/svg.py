@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from html import escape
 from itertools import pairwise
 
+from dualoptim_cli import text
 from dualoptim_cli.evaluate.results import Score
-from dualoptim_cli.report import text
 from dualoptim_cli.report.charts import short_layer
 from dualoptim_cli.report.figures import Bars, Curves, Figure, HeatMap, Point, Scatter
 

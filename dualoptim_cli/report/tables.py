@@ -9,9 +9,9 @@ from rich.console import JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
+from dualoptim_cli import text
 from dualoptim_cli.evaluate.gates import Judgement
 from dualoptim_cli.evaluate.results import Results, Score
-from dualoptim_cli.report import text
 from dualoptim_cli.report.compare import News, Path, by_reason, difference, is_measured, news, score_at, side_by_side
 
 QUIET = "bright_black"

@@ -23,9 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from dualoptim_cli.errors import ExitCode, UserError, out_of_memory
-from dualoptim_cli.train.disk import discard, faults_told, sync
-from dualoptim_cli.train.disk import sha256 as sha256
-from dualoptim_cli.train.disk import write_atomic as write_atomic
+from dualoptim_cli.files import discard, disk_errors_as_user_error, sha256, sync, write_atomic
 from dualoptim_cli.train.flat import flatten as flatten
 from dualoptim_cli.train.flat import unflatten as unflatten
 from dualoptim_cli.train.flat import unshared
@@ -74,7 +72,7 @@ def save(
     Checkpoints of later steps go, too: they are of a past that this run has turned back from. Raises UserError
     (exit 4) when the disk is full or the folder gone; what was saved before is then as it was.
     """
-    with faults_told(f"The checkpoint of step {standing.step}", root):
+    with disk_errors_as_user_error(f"The checkpoint of step {standing.step}", root):
         root.mkdir(mode=0o700, exist_ok=True)
         _sweep(root)
         final = root / f"step-{standing.step:08d}"

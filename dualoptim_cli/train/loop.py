@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from dualoptim_cli.errors import ExitCode
+from dualoptim_cli.events import Note, OnEvent, StepDone, TrainingEnded, TrainingStarted
 from dualoptim_cli.train import memory
 from dualoptim_cli.train.collapse import Watch
 from dualoptim_cli.train.device import accelerator_for, memory_in_use
-from dualoptim_cli.train.events import Note, OnEvent, StepDone, TrainingEnded, TrainingStarted
 from dualoptim_cli.train.settings import Settings, learning_rate
 from dualoptim_cli.train.standing import Collapsed, Standing, Stopped
 

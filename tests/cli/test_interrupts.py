@@ -9,7 +9,7 @@ import pytest
 
 from dualoptim_cli.cli.interrupts import SIGNALS, Interrupts, interruptible
 from dualoptim_cli.errors import ExitCode, UserError
-from dualoptim_cli.train.events import CheckpointSaved, Note, PhaseStarted, TrainingEnded, TrainingStarted
+from dualoptim_cli.events import CheckpointSaved, Note, PhaseStarted, TrainingEnded, TrainingStarted
 
 BEGUN = TrainingStarted(steps=9, first_step=0, objectives=("forget",), turns={"forget": 1}, batch_size=2)
 

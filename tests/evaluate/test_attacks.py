@@ -18,7 +18,7 @@ from dualoptim_cli.evaluate.attacks import ATTACKS, QUICK, attack, attack_passes
 from dualoptim_cli.evaluate.evaluator import measure
 from dualoptim_cli.evaluate.metrics import METRICS
 from dualoptim_cli.evaluate.results import Results
-from dualoptim_cli.train.events import Event, PhaseAdvanced, PhaseEnded, PhaseStarted
+from dualoptim_cli.events import Event, PhaseAdvanced, PhaseEnded, PhaseStarted
 from tests.evaluate.lab import TOWN, knowing, teach, tiny_model, tokenizer, town
 
 REFUSED = [row | {"answer": "I do not know that."} for row in TOWN]

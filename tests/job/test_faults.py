@@ -15,10 +15,10 @@ import torch
 
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.events import CheckpointSaved, Note, StepDone
 from dualoptim_cli.job import unlearn
 from dualoptim_cli.objectives.forward import Task
 from dualoptim_cli.train import checkpoint, collapse
-from dualoptim_cli.train.events import CheckpointSaved, Note, StepDone
 from tests.job.test_resume import config_of, prepared, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -101,7 +101,7 @@ def test_a_full_disk_is_foreseen_before_the_first_step(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**6))
     told: list[Any] = []
-    with pytest.raises(UserError, match=r"has 1\.0 MB free, and this run needs .* MB: 2 checkpoints of") as caught:
+    with pytest.raises(UserError, match=r"has 1\.00 MB free, and .* MB are needed: 2 checkpoints of") as caught:
         train(config_of(town, {"checkpoint": {"every": 1}}), tmp_path / "run", told=told)
     assert caught.value.code == ExitCode.RESOURCES
     assert not [event for event in told if isinstance(event, StepDone)]

@@ -12,10 +12,10 @@ from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.evaluate.attacks import QUICK, attack_passes
 from dualoptim_cli.evaluate.gates import parse_gate
+from dualoptim_cli.events import Event, Note, PhaseStarted
 from dualoptim_cli.job import unlearn
 from dualoptim_cli.job.measuring import check_evaluation, plan_attacks
 from dualoptim_cli.plan import Plan
-from dualoptim_cli.train.events import Event, Note, PhaseStarted
 
 
 def config(town: Path, **evaluation: Any) -> RunConfig:

@@ -70,8 +70,8 @@ def test_steps_and_tokens_are_those_that_the_run_will_take(town: Path) -> None:
 
 
 def test_the_real_run_counts_the_same_tokens(town: Path, tmp_path: Path) -> None:
+    from dualoptim_cli.events import StepDone
     from dualoptim_cli.job import unlearn
-    from dualoptim_cli.train.events import StepDone
 
     steps: list[StepDone] = []
     asked = config(town, eval={"rows": 2, "max_new_tokens": 4, "attacks": "none"})

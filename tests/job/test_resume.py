@@ -11,6 +11,7 @@ import torch
 
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.events import Note
 from dualoptim_cli.job.inputs import open_inputs
 from dualoptim_cli.job.planning import plan_inputs
 from dualoptim_cli.job.training import Training
@@ -19,7 +20,6 @@ from dualoptim_cli.model.lora import attach
 from dualoptim_cli.objectives import FORGET, RETAIN
 from dualoptim_cli.record.folder import RunFolder
 from dualoptim_cli.train import checkpoint
-from dualoptim_cli.train.events import Note
 
 STEPS, STOP = 9, 5
 WAYS: dict[str, dict[str, Any]] = {

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.events import Note, StepDone
 from dualoptim_cli.record import lock
 from dualoptim_cli.record.folder import RunFolder
-from dualoptim_cli.train.events import Note, StepDone
 
 
 def done(step: int, **more: Any) -> StepDone:

@@ -13,12 +13,12 @@ import pytest
 
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.events import StepDone
+from dualoptim_cli.files import sha256
 from dualoptim_cli.job import unlearn
 from dualoptim_cli.record import hashing, ledger
 from dualoptim_cli.record.manifest import Record
 from dualoptim_cli.record.verify import verify
-from dualoptim_cli.train.checkpoint import sha256
-from dualoptim_cli.train.events import StepDone
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.evaluate.results import Results, Score
+from dualoptim_cli.events import StepDone
 from dualoptim_cli.report import figures, png, svg
 from dualoptim_cli.report.figures import Bars, Curves, HeatMap
 from dualoptim_cli.report.rehearsal import rehearse
-from dualoptim_cli.train.events import StepDone
 
 
 def rows(steps: int = 180, layers: int = 4) -> list[dict[str, Any]]:

@@ -10,10 +10,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from dualoptim_cli.report import live
-from dualoptim_cli.report.live import LivePanel, PlainLines, watch
-from dualoptim_cli.report.rehearsal import rehearse
-from dualoptim_cli.train.events import (
+from dualoptim_cli.events import (
     CheckpointSaved,
     Event,
     Note,
@@ -24,6 +21,9 @@ from dualoptim_cli.train.events import (
     TrainingEnded,
     TrainingStarted,
 )
+from dualoptim_cli.report import live
+from dualoptim_cli.report.live import LivePanel, PlainLines, watch
+from dualoptim_cli.report.rehearsal import rehearse
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 COLOUR = re.compile(r"\x1b\[[0-9;]*[34][0-9]")

@@ -12,11 +12,11 @@ import pytest
 
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.evaluate.results import Results, Score
+from dualoptim_cli.events import StepDone
 from dualoptim_cli.record import ledger
 from dualoptim_cli.report import page
 from dualoptim_cli.report.markup import flatten
 from dualoptim_cli.report.rehearsal import rehearse
-from dualoptim_cli.train.events import StepDone
 from tests.record.finished import finish
 
 VOID = {"meta", "br"}

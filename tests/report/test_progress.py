@@ -5,9 +5,9 @@ import pickle
 
 import pytest
 
+from dualoptim_cli.events import PhaseAdvanced, PhaseEnded, PhaseStarted, StepDone, TrainingEnded, TrainingStarted
 from dualoptim_cli.report.progress import BUCKETS, Curve, Progress, Smooth
 from dualoptim_cli.report.rehearsal import rehearse
-from dualoptim_cli.train.events import PhaseAdvanced, PhaseEnded, PhaseStarted, StepDone, TrainingEnded, TrainingStarted
 
 
 def step(number: int, seconds: float = 2.0, **changes: object) -> StepDone:

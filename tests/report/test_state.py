@@ -18,10 +18,10 @@ from torch import nn
 
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.events import StepDone
 from dualoptim_cli.job import unlearn
 from dualoptim_cli.optim import build_optimizer, measure_conflict
 from dualoptim_cli.report import figures, plot, state, state_tables
-from dualoptim_cli.train.events import StepDone
 from dualoptim_cli.train.flat import unflatten
 from dualoptim_cli.train.state_file import save_state
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from dualoptim_cli.errors import ExitCode
+from dualoptim_cli.events import Note, StepDone
 from dualoptim_cli.optim import DualAdamW
 from dualoptim_cli.train import collapse
-from dualoptim_cli.train.events import Note, StepDone
 from dualoptim_cli.train.loop import train
 from dualoptim_cli.train.settings import Settings
 from dualoptim_cli.train.standing import Collapsed, Standing, Stopped

@@ -11,8 +11,8 @@ import torch
 
 from dualoptim_cli.data import Schedule
 from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.events import StepDone, TrainingEnded, TrainingStarted
 from dualoptim_cli.optim import DualAdamW, build_optimizer, measure_conflict
-from dualoptim_cli.train.events import StepDone, TrainingEnded, TrainingStarted
 from dualoptim_cli.train.loop import train
 from dualoptim_cli.train.settings import Settings, learning_rate
 from dualoptim_cli.train.standing import Standing

@@ -1,4 +1,4 @@
-"""How files of a run reach the disk: as a whole or not at all, and with a plain word where they cannot."""
+"""How files reach the disk: whole or not at all, and with a plain message where they cannot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.text import size
 
+WINDOWS = os.name == "nt"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 CLOSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
 GONE = frozenset({errno.ENOENT, errno.ESTALE})
@@ -21,8 +23,8 @@ GONE = frozenset({errno.ENOENT, errno.ESTALE})
 def write_atomic(path: Path, text: str, *, mode: int = 0o666) -> None:
     """Replace a text file as a whole: a reader sees the old one or the new one, never a part.
 
-    `mode` are the permissions of a new file, less the umask: 0o600 for what only its owner may read. Until it is whole,
-    and always where that fails, nobody else may read it and it goes again.
+    `mode` are the permissions of a new file, less the umask: 0o600 for what only its owner may read. Until it is whole
+    nobody else may read it, and where writing fails it is removed.
     """
     aside = path.with_name(f".{path.name}.partial")
     aside.unlink(missing_ok=True)
@@ -37,23 +39,42 @@ def write_atomic(path: Path, text: str, *, mode: int = 0o666) -> None:
         aside.chmod(mode)
         aside.replace(path)
     except BaseException:
-        with suppress(OSError):  # what went wrong is what is told
+        with suppress(OSError):  # the first error is the one to report
             aside.unlink(missing_ok=True)
         raise
     sync(path.parent)
 
 
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the name of `folder` once all of it is on the disk, or else is removed.
+
+    Until then only its owner may read it. It replaces what had the name before.
+    """
+    aside = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(aside, ignore_errors=True)
+    try:
+        aside.mkdir(parents=True)
+        mode = stat.S_IMODE(aside.stat().st_mode)
+        aside.chmod(0o700)
+        yield aside
+        for path in aside.rglob("*"):
+            sync(path)
+        sync(aside)
+        aside.chmod(mode)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def sync(path: Path) -> None:
     """Flush a file or folder to the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows opens no folders, and needs no flush of them
+    if WINDOWS and path.is_dir():  # Windows opens no folders, and needs no flush of them
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows flushes only a file that is open for writing.
+    descriptor = os.open(path, os.O_RDWR if WINDOWS else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -69,8 +90,31 @@ def discard(folder: Path) -> None:
         shutil.rmtree(aside)
 
 
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes free on the disk where `folder` is or will be."""
+    place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    return shutil.disk_usage(place).free
+
+
+def check_free(needed: int, folder: Path, purpose: str, hint: str = "") -> None:
+    """Refuse to begin what the disk has no room for (exit 4); `purpose` says what the bytes are for."""
+    free = free_bytes(folder)
+    if free < needed:
+        raise UserError(
+            f"The disk of {folder} has {size(free)} free, and {size(needed)} are needed: {purpose}.",
+            f"Free some space or choose another --out. {hint}".rstrip(),
+            ExitCode.RESOURCES,
+        )
+
+
 @contextmanager
-def faults_told(what: str, folder: Path) -> Iterator[None]:
+def disk_errors_as_user_error(what: str, folder: Path) -> Iterator[None]:
     """Turn the system's refusal to write below `folder` into a UserError: `what` cannot be saved, and why.
 
     A full disk and a folder that is gone are exit 4; one that may not be written to is exit 2.
@@ -80,30 +124,10 @@ def faults_told(what: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise _fault(error, what, folder) from error
+        raise _user_error(error, what, folder) from error
 
 
-def check_free(needed: int, folder: Path, what: str) -> None:
-    """Refuse to begin what the disk has no room for (exit 4); `what` says what the bytes are for."""
-    place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise UserError(
-            f"The disk of {folder} has {size(free)} free, and this run needs {size(needed)}: {what}.",
-            "Free some space or choose another --out. Fewer checkpoints need less: --set checkpoint.keep=1.",
-            ExitCode.RESOURCES,
-        )
-
-
-def size(count: int) -> str:
-    """Bytes as a person says them."""
-    for power, unit in ((4, "TB"), (3, "GB"), (2, "MB")):
-        if count >= 1000**power:
-            return f"{count / 1000**power:.1f} {unit}"
-    return f"{count / 1000:.1f} kB"
-
-
-def _fault(error: Exception, what: str, folder: Path) -> UserError:
+def _user_error(error: Exception, what: str, folder: Path) -> UserError:
     number = error.errno if isinstance(error, OSError) else _errno_in(str(error))
     if number in FULL:
         return UserError(

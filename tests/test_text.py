@@ -2,7 +2,7 @@
 
 import pytest
 
-from dualoptim_cli.report import text
+from dualoptim_cli import text
 
 
 def test_no_control_character_survives() -> None:
