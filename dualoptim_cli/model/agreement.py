@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dualoptim_cli.model.apply import silence_peft
 from dualoptim_cli.model.locate import Located
-from dualoptim_cli.model.lora import peft_keeps_quiet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +87,7 @@ def _adapted_logits(located: Located, device: str, trust_remote_code: bool) -> t
 
     model, tokenizer = _open(located.folder, device, trust_remote_code)
     plain = _logits(model, tokenizer)
-    with peft_keeps_quiet():
+    with silence_peft():
         for number, folder in enumerate(located.adapters):
             model = PeftModel.from_pretrained(model, str(folder)).eval()
             if number < len(located.adapters) - 1:

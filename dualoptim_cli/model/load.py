@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualoptim_cli.errors import ExitCode, UserError, out_of_memory, raise_all
+from dualoptim_cli.model.apply import add_to_weights, put_beside
 from dualoptim_cli.model.locate import (
     CODE,
     DESCRIPTION,
@@ -74,8 +75,10 @@ def load(
         torch.bfloat16 if where.type == "cuda" else torch.float32
     )
     model, tokenizer = _read(folder, located.name, kind, where, load_in, trust_remote_code)
-    if located.adapters:
-        model = _with_adapters(model, located, beside=keep_adapters or load_in is not None)
+    if located.adapters and (keep_adapters or load_in is not None):
+        model = put_beside(model, located.adapters)
+    elif located.adapters:
+        add_to_weights(model, located.adapters)
     if gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if not getattr(model, "is_quantized", False):
@@ -112,15 +115,6 @@ def _read(
     _check_complete(report, name)
     _check_vocabulary(model, tokenizer, name)
     return model, tokenizer
-
-
-def _with_adapters(model: Any, located: Located, *, beside: bool) -> Any:
-    from dualoptim_cli.model import lora
-
-    if beside:
-        return lora.put_beside(model, located.adapters)
-    lora.add_to_weights(model, located.adapters)
-    return model
 
 
 def quantization(load_in: str, dtype: torch.dtype, device: torch.device) -> Any:

@@ -76,9 +76,8 @@ def _locate(
         found, folder, note = _find_on_hub(name, revision, CODE if trust_remote_code else [])
     if is_adapter(folder):
         return _locate_adapter(found, folder, trust_remote_code, weights, above)
-    settings, faults = check_folder(folder, found, trust_remote_code)
-    if not local or not weights:  # of a hub's model they are fetched when they are loaded
-        faults = [fault for fault in faults if "weights" not in fault.message]
+    # The weights of a hub's model are fetched when they are loaded.
+    settings, faults = check_folder(folder, found, trust_remote_code, weights=weights and local)
     raise_all(faults)
     base = str(folder.resolve()) if local else found
     return Located(found, folder, settings, note, base=base, revision=None if local else revision)
@@ -136,8 +135,10 @@ def _looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or Path(name).exists()
 
 
-def check_folder(folder: Path, name: str, trust_remote_code: bool) -> tuple[dict[str, Any], list[UserError]]:
-    """The folder's settings, and a fault for each thing that would keep it from loading."""
+def check_folder(
+    folder: Path, name: str, trust_remote_code: bool, *, weights: bool = True
+) -> tuple[dict[str, Any], list[UserError]]:
+    """The folder's settings, and a fault for each thing that would keep it from loading; `weights` may be left out."""
     if not (folder / "config.json").is_file():
         return {}, [_no_config(folder, name)]
     try:
@@ -153,7 +154,7 @@ def check_folder(folder: Path, name: str, trust_remote_code: bool) -> tuple[dict
         faults.append(UserError(f"{name} is not a causal language model: it is {is_a}.", "Unlearning needs one."))
     if not any((folder / file).is_file() for file in _TOKENIZER):
         faults.append(UserError(f"{name} has no tokenizer.", "Save it there: tokenizer.save_pretrained(folder)."))
-    if not has_weights(folder):
+    if weights and not has_weights(folder):
         faults.append(_no_weights(folder, name))
     if (folder / CONFIG).is_file():
         what = f"{name} holds a model and an adapter, which transformers would put on the model unasked"

@@ -1,20 +1,24 @@
-"""Adapters in memory: put beside a model's weights, trained there, switched off for reference, saved alone.
-
-The one that a run trains is called TRAINED. All others together are the model as it was before the run: the frozen
-ones of a model that is itself a base with adapters, and, where an adapter is continued, a copy of it as it came.
-"""
+"""The adapter that a run trains: made anew on chosen layers, or continued from a folder."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualoptim_cli.errors import UserError, did_you_mean, raise_all
-from dualoptim_cli.model.adapter import WEIGHTS, Adapter, Changes, contained_in, digest, read_adapter
+from dualoptim_cli.model.adapter import contained_in, digest, read_adapter
+from dualoptim_cli.model.apply import (
+    BEFORE,
+    TRAINED,
+    add,
+    belongs_to,
+    frozen_parts,
+    is_adapted,
+    peft_settings,
+    silence_peft,
+)
 from dualoptim_cli.model.load import Loaded, cannot_quantise
 from dualoptim_cli.model.locate import locate_adapter
 
@@ -23,7 +27,6 @@ if TYPE_CHECKING:
 
     from dualoptim_cli.config import LoraConfig, ModelConfig
 
-TRAINED, BEFORE = "default", "before"  # peft's own name for an only adapter; never trained, active for reference alone
 ALL_LINEAR = "all-linear"
 
 
@@ -66,21 +69,21 @@ def attach(
     assert not loaded.adapters or is_adapted(model), "load(keep_adapters=True) comes before attach()"
     frozen = frozen_parts(model)
     contained = loaded.adapters
-    with torch.random.fork_rng(devices=[]), peft_keeps_quiet():
+    with torch.random.fork_rng(devices=[]), silence_peft():
         torch.manual_seed(seed)
         if adapter:
             folder = locate_adapter(adapter)
             _refuse_twice(folder, contained, adapter)
             found = read_adapter(folder)
-            model = _add(model, BEFORE, _peft_settings(found, dropout=0.0), found)
-            model = _add(model, TRAINED, _peft_settings(found, dropout=dropout), found)
+            model = add(model, BEFORE, peft_settings(found, dropout=0.0), found)
+            model = add(model, TRAINED, peft_settings(found, dropout=dropout), found)
             contained = (*contained, folder)
         else:
             names = find_targets(model, target)
-            model = _add(model, TRAINED, _new_settings(rank, alpha, dropout, names, model))
+            model = add(model, TRAINED, _new_settings(rank, alpha, dropout, names, model))
         model.base_model.set_adapter([*frozen, TRAINED])
     for name, weight in model.named_parameters():
-        weight.requires_grad_(_is_of(name, TRAINED))
+        weight.requires_grad_(belongs_to(name, TRAINED))
     return replace(loaded, model=model, adapters=contained)
 
 
@@ -89,47 +92,6 @@ def check_trainable(loaded: Loaded) -> None:
     if getattr(loaded.model, "is_quantized", False):
         reason = "holds quantised weights, which cannot be trained themselves: their codes have no gradient"
         raise UserError(f"{loaded.base} {reason}.", "Add --lora, or give the full-precision model.")
-
-
-def is_adapted(model: Any) -> bool:
-    """Whether adapters stand beside a model's weights."""
-    return hasattr(model, "peft_config") and hasattr(model, "get_base_model")
-
-
-def frozen_parts(model: Any) -> list[str]:
-    """The names of the adapters that a model came with, in order."""
-    return [name for name in model.peft_config if name not in (TRAINED, BEFORE)] if is_adapted(model) else []
-
-
-def put_beside(model: Any, folders: Sequence[Path]) -> Any:
-    """The model with adapters beside its weights, in order, active and frozen."""
-    adapters = [read_adapter(folder) for folder in folders]
-    _refuse_odd(adapters, alone=len(adapters) == 1)
-    with peft_keeps_quiet():
-        for number, adapter in enumerate(adapters):
-            model = _add(model, f"part{number}", _peft_settings(adapter, dropout=0.0), adapter)
-        model.base_model.set_adapter([f"part{number}" for number in range(len(adapters))])
-    model.requires_grad_(False)
-    return model
-
-
-def _refuse_odd(adapters: Sequence[Adapter], *, alone: bool) -> None:
-    """Refuse to put another adapter beside one that does more than add to weights."""
-    odd = [adapter for adapter in adapters if not adapter.is_plain]
-    if odd and not alone:
-        hint = f"Make one model of it and its base first: dualopt merge-lora --adapter {odd[0].folder} --out DIR"
-        raise UserError(f"{odd[0].folder} does more than add to weights, so nothing can stand beside it.", hint)
-
-
-def add_to_weights(model: nn.Module, folders: Sequence[Path]) -> None:
-    """Change a model's weights as its adapters do, in order; each weight is rounded once, at the end."""
-    import torch
-
-    changes = Changes(model, [read_adapter(folder) for folder in folders])
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name in changes.names:
-                weight.copy_(changes.of(name, weight))
 
 
 def find_targets(model: Any, asked: str | Sequence[str]) -> list[str]:
@@ -200,54 +162,8 @@ def _is_turned(model: nn.Module) -> bool:
     return any(isinstance(module, Conv1D) for module in model.modules())
 
 
-def _peft_settings(adapter: Adapter, *, dropout: float) -> Any:
-    from peft import LoraConfig, TaskType
-
-    settings = LoraConfig.from_pretrained(str(adapter.folder))
-    settings.lora_dropout = dropout
-    settings.task_type = TaskType.CAUSAL_LM
-    return settings
-
-
-def _add(model: Any, name: str, settings: Any, weights: Adapter | None = None) -> Any:
-    """Put an adapter beside a model; one that was read gets its weights, all of them and no others."""
-    from peft import get_peft_model, set_peft_model_state_dict
-    from safetensors.torch import load_file
-
-    try:
-        if is_adapted(model):
-            model.add_adapter(name, settings)
-        else:
-            model = get_peft_model(model, settings, adapter_name=name)
-        if weights is None:
-            return model
-        done: Any = set_peft_model_state_dict(model, load_file(weights.folder / WEIGHTS), adapter_name=name)
-    except (ValueError, RuntimeError) as error:
-        what = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        place = weights.folder if weights else "The adapter"
-        raise UserError(f"{place} does not fit the model: {what}", "Was it made for this base?") from error
-    missing = [key for key in done.missing_keys if _is_of(key, name)]
-    if missing or done.unexpected_keys:
-        keys = ", ".join([*missing, *done.unexpected_keys][:3])
-        assert weights is not None
-        raise UserError(f"{weights.folder} does not fit the model: {keys}.", "Was it made for this base?")
-    return model
-
-
-def _is_of(parameter: str, adapter: str) -> bool:
-    return f".{adapter}." in parameter or parameter.endswith(f".{adapter}")
-
-
 def _refuse_twice(folder: Path, parts: Sequence[Path], name: str) -> None:
     """Refuse to continue an adapter that the model has already: it would count twice."""
     if digest(folder) in {one for part in parts for one in (digest(part), *contained_in(part))}:
         hint = "To go on with it, give its base with --model; to put a new one on top, leave --adapter out."
         raise UserError(f"{name} is already a part of the model.", hint)
-
-
-@contextmanager
-def peft_keeps_quiet() -> Iterator[None]:
-    """peft asks transformers by a name that transformers 5 is about to drop; users can do nothing about that."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*gradient_checkpointing", category=FutureWarning)
-        yield

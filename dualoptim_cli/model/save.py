@@ -19,7 +19,7 @@ from dualoptim_cli.model.adapter import (
     make_adapter,
     scale_of,
 )
-from dualoptim_cli.model.lora import TRAINED, frozen_parts, is_adapted
+from dualoptim_cli.model.apply import TRAINED, frozen_parts, is_adapted
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dualoptim_cli.model.lora import TRAINED
+from dualoptim_cli.model.apply import TRAINED
 
 
 class Frozen:

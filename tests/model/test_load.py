@@ -90,6 +90,20 @@ def test_all_faults_of_a_folder_are_found_at_once(broken: Path) -> None:
     assert "holds no weights" in said
 
 
+def test_a_model_called_weights_has_its_other_faults_named_where_no_weights_are_needed(
+    town: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    shutil.copy(town / "model" / "config.json", folder)
+    with pytest.raises(UserError, match="has no tokenizer") as caught:
+        locate(str(folder), weights=False)
+    assert "safetensors" not in caught.value.message
+    for file in (town / "model").glob("tokenizer*"):
+        shutil.copy(file, folder)
+    locate(str(folder), weights=False)
+
+
 def test_pickled_weights_are_refused_with_the_reason(broken: Path) -> None:
     (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
     assert "only pickled weights" in fault(broken)

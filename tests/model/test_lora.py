@@ -20,9 +20,10 @@ from transformers import (
 
 from dualoptim_cli.config import LoraConfig, ModelConfig
 from dualoptim_cli.errors import UserError
+from dualoptim_cli.model.apply import add_to_weights
 from dualoptim_cli.model.load import Loaded, load, locate
 from dualoptim_cli.model.locate import locate_adapter
-from dualoptim_cli.model.lora import add_to_weights, attach, check_adapting, find_targets
+from dualoptim_cli.model.lora import attach, check_adapting, find_targets
 from dualoptim_cli.model.save import save_model
 from dualoptim_cli.objectives.forward import build_task, train_only_asked
 from dualoptim_cli.objectives.reference import Frozen, without_adapters
