@@ -142,7 +142,7 @@ def unlearn(
     check_settings(config)
     use_threads(config.threads)
     folder = RunFolder(out)
-    with folder.held(), shortage_told("While the model was loaded, measured or saved"):
+    with folder.lock(), shortage_told("While the model was loaded, measured or saved"):
         if resume and folder.finished and not config.checkpoint.keep_at_end:
             folder.forget_checkpoints()  # of a run that was killed between its last word and this
         folder.check(force=force, resume=resume)

@@ -45,10 +45,10 @@ class RunFolder:
         return "after" in self.read_metrics() and (self.path / DIGEST).is_file()
 
     @contextmanager
-    def held(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keep every other run out of this folder for as long as the context lasts.
 
-        The folder is made for that, and goes again if nothing was put into it. Raises UserError when another run
+        The folder is made for that, and removed again if nothing was put into it. Raises UserError when another run
         holds it (exit 4), and when it cannot be written to.
         """
         if self.path.exists() and not self.path.is_dir():
@@ -58,7 +58,7 @@ class RunFolder:
             with disk_errors_as_user_error("A run", self.path):
                 self._make()
                 stack.callback(_remove_empty, made)
-                stack.enter_context(lock.held(self.path / lock.NAME))
+                stack.enter_context(lock.hold(self.path / lock.NAME))
             yield
 
     def _make(self) -> None:

@@ -6,12 +6,17 @@ run. Who holds it is written into the file for the message to a second run. Wher
 is the lock: it counts unless it names this machine and a process that is not there any more.
 """
 
+# Why not filelock (4.2 was tried): it follows no symbolic link, but locks a hard link or a FIFO, into which the note
+# would be written. It fails with ENOLCK and EOPNOTSUPP, which NFS without a lock service and some FUSE systems answer.
+# On Windows it locks the first byte, so that nobody else could read the note.
+
 from __future__ import annotations
 
 import errno
 import json
 import os
 import socket
+import stat
 import sys
 import time
 from collections.abc import Iterator
@@ -29,10 +34,11 @@ NOTE_BYTES = 4096
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
-    """Hold the lock of the file `path` for as long as the context lasts; the file is gone behind it.
+def hold(path: Path) -> Iterator[None]:
+    """Hold the lock of the file `path` for as long as the context lasts, and remove the file after it.
 
-    Raises UserError (exit 4) that names the holder when another run has it.
+    Raises UserError (exit 4) that names the holder when another run has it, and (exit 2) when `path` is anything but a
+    lock: a link, a folder, a device, or a file that holds something else. Such a thing is left as it is.
     """
     descriptor = _open(path)
     try:
@@ -51,14 +57,44 @@ def held(path: Path) -> Iterator[None]:
 def _open(path: Path) -> int:
     """An open, locked file that is still the one at `path` (its last holder may have removed it meanwhile)."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = _open_plain(path)
         if not _lock(descriptor):
             holder = _read(descriptor)
             os.close(descriptor)
             raise _in_use(path, holder)
+        if os.fstat(descriptor).st_size and not _read(descriptor):
+            os.close(descriptor)
+            raise _not_a_lock(path)
         if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
             return descriptor
         os.close(descriptor)
+
+
+def _open_plain(path: Path) -> int:
+    """Open a plain file that has no other name, or make it: what is written there must reach no file of the user."""
+    if os.path.lexists(path) and not _is_plain(path.lstat()):
+        raise _not_a_lock(path)
+    # Between that look and this call, a link or FIFO may take the place: neither is followed or waited for.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        descriptor = os.open(path, flags, 0o600)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _not_a_lock(path) from None
+        raise
+    if not _is_plain(os.fstat(descriptor)):
+        os.close(descriptor)
+        raise _not_a_lock(path)
+    return descriptor
+
+
+def _is_plain(status: os.stat_result) -> bool:
+    return stat.S_ISREG(status.st_mode) and status.st_nlink <= 1
+
+
+def _not_a_lock(path: Path) -> UserError:
+    fact = f"{path} is not the lock of a run: it is a link, no plain file, or holds something else."
+    return UserError(fact, "Remove it, or choose another --out.")
 
 
 def _lock(descriptor: int) -> bool:
@@ -98,10 +134,10 @@ def _me() -> dict[str, Any]:
 def _read(descriptor: int) -> dict[str, Any]:
     os.lseek(descriptor, 0, os.SEEK_SET)
     try:
-        found = json.loads(os.read(descriptor, NOTE_BYTES))
-    except (ValueError, OSError):
+        note = json.loads(os.read(descriptor, NOTE_BYTES))
+    except (ValueError, RecursionError, OSError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return note if isinstance(note, dict) and "pid" in note else {}
 
 
 def _alive(holder: dict[str, Any]) -> bool:

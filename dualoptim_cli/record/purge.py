@@ -36,7 +36,7 @@ def purge(run: Path, key: bytes | None, draw: Callable[[Record], str]) -> Purged
     it was tampered with (exit 5), or where a run is still working in the folder (exit 4).
     """
     ledger.read(run)
-    with lock.held(run / lock.NAME):
+    with lock.hold(run / lock.NAME):
         return _purge(run, key, draw)
 
 

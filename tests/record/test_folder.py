@@ -14,6 +14,8 @@ from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.events import Note, StepDone
 from dualoptim_cli.record import lock
 from dualoptim_cli.record.folder import RunFolder
+from dualoptim_cli.record.purge import purge
+from tests.record.finished import finish
 
 
 def done(step: int, **more: Any) -> StepDone:
@@ -23,11 +25,11 @@ def done(step: int, **more: Any) -> StepDone:
 
 def test_a_second_run_is_refused_and_told_who_is_there(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    with folder.held():
-        with pytest.raises(UserError, match=f"is in use by process {os.getpid()} on ") as caught, folder.held():
+    with folder.lock():
+        with pytest.raises(UserError, match=f"is in use by process {os.getpid()} on ") as caught, folder.lock():
             pass
         assert caught.value.code == ExitCode.RESOURCES
-    with folder.held():
+    with folder.lock():
         pass
     assert not folder.path.exists(), "it was made for the lock alone"
 
@@ -36,7 +38,9 @@ HOLD = """
 import sys, time
 from pathlib import Path
 from dualoptim_cli.record.folder import RunFolder
-with RunFolder(Path(sys.argv[1])).held():
+from dualoptim_cli.record.purge import purge
+from tests.record.finished import finish
+with RunFolder(Path(sys.argv[1])).lock():
     print("held", flush=True)
     time.sleep(60)
 """
@@ -48,13 +52,13 @@ def test_the_lock_of_a_run_killed_with_9_holds_nobody_back(tmp_path: Path) -> No
     holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder.path)], stdout=subprocess.PIPE)
     assert holder.stdout is not None
     assert holder.stdout.readline() == b"held\n"
-    with pytest.raises(UserError, match=f"in use by process {holder.pid} "), folder.held():
+    with pytest.raises(UserError, match=f"in use by process {holder.pid} "), folder.lock():
         pass
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     holder.stdout.close()
     assert (folder.path / lock.NAME).is_file(), "it left its lock behind"
-    with folder.held():
+    with folder.lock():
         folder.check(force=False, resume=False)
 
 
@@ -70,32 +74,32 @@ def test_where_the_file_system_has_no_locks_a_live_process_counts_and_a_dead_one
 ) -> None:
     _without_system_locks(monkeypatch)
     path = tmp_path / lock.NAME
-    with lock.held(path):
-        with pytest.raises(UserError, match="in use"), lock.held(path):
+    with lock.hold(path):
+        with pytest.raises(UserError, match="in use"), lock.hold(path):
             pass
         alive = json.loads(path.read_text())
     for note in ({**alive, "pid": 2**22 + 1}, {**alive, "created": alive["created"] - 100}):
         path.write_text(json.dumps(note))
-        with lock.held(path):
+        with lock.hold(path):
             pass
     path.write_text(json.dumps({**alive, "host": "elsewhere"}))
-    with pytest.raises(UserError, match="on elsewhere") as caught, lock.held(path):
+    with pytest.raises(UserError, match="on elsewhere") as caught, lock.hold(path):
         pass
     assert f"remove {path}" in caught.value.hint
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="is a file, not a folder"), RunFolder(tmp_path / "file").held():
+    with pytest.raises(UserError, match="is a file, not a folder"), RunFolder(tmp_path / "file").lock():
         pass
-    with pytest.raises(UserError, match="Not a directory"), RunFolder(tmp_path / "file" / "run").held():
+    with pytest.raises(UserError, match="Not a directory"), RunFolder(tmp_path / "file" / "run").lock():
         pass
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_place_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(UserError, match="Permission denied") as caught, RunFolder(tmp_path / "run").held():
+    with pytest.raises(UserError, match="Permission denied") as caught, RunFolder(tmp_path / "run").lock():
         pass
     assert "--out" in caught.value.hint
 
@@ -184,3 +188,53 @@ def test_metrics_that_are_cut_short_are_refused(tmp_path: Path) -> None:
 
 def test_the_command_to_go_on_is_quoted_for_the_shell() -> None:
     assert RunFolder(Path("runs/my run")).resume_command == "dualopt unlearn --out 'runs/my run' --resume"
+
+
+def put_link(path: Path, mine: Path) -> None:
+    path.symlink_to(mine)
+
+
+def put_hard_link(path: Path, mine: Path) -> None:
+    os.link(mine, path)
+
+
+def put_dangling_link(path: Path, mine: Path) -> None:
+    path.symlink_to(mine.with_name("new"))
+
+
+def put_fifo(path: Path, _: Path) -> None:
+    os.mkfifo(path)
+
+
+def put_folder(path: Path, _: Path) -> None:
+    path.mkdir()
+
+
+def put_text(path: Path, _: Path) -> None:
+    path.write_text("mine")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes links and pipes")
+@pytest.mark.parametrize("put", [put_link, put_hard_link, put_dangling_link, put_fifo, put_folder, put_text])
+@pytest.mark.parametrize("by", ["hold", "purge"])
+def test_what_lies_in_place_of_the_lock_is_left_as_it_is(put: Any, by: str, tmp_path: Path) -> None:
+    run, key = finish(tmp_path)
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    path = run / lock.NAME
+    put(path, mine)
+    before = path.lstat()
+
+    def act() -> None:
+        if by == "purge":
+            purge(run, key, str)
+        with lock.hold(path):
+            pass
+
+    with pytest.raises(UserError, match="is not the lock of a run") as caught:
+        act()
+    assert caught.value.code == ExitCode.USAGE
+    assert path.lstat() == before
+    assert mine.read_text() == "mine"
+    assert not mine.with_name("new").exists()
+    assert (run / "checkpoints").is_dir()

@@ -162,7 +162,7 @@ def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:
 
 def test_run_that_is_being_worked_on_is_not_purged(tmp_path: Path) -> None:
     run, key = finish(tmp_path)
-    with lock.held(run / lock.NAME), pytest.raises(UserError) as caught:
+    with lock.hold(run / lock.NAME), pytest.raises(UserError) as caught:
         purge(run, key, draw)
     assert caught.value.code == ExitCode.RESOURCES
     assert (run / "checkpoints").is_dir()
