@@ -12,11 +12,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.errors import ExitCode, UserError, raise_all
 from dualoptim_cli.events import Event, StepDone
 from dualoptim_cli.files import discard, disk_errors_as_user_error, write_atomic
-from dualoptim_cli.record import lock
-from dualoptim_cli.record.ledger import DIGEST, OWN
+from dualoptim_cli.record import ledger, lock
+from dualoptim_cli.record.ledger import BEGUN, DIGEST, OWN
 
 FILES = ("metrics.json", "events.jsonl", "state.json", "record.html")
 FOLDERS = ("model", "adapter", "checkpoints")
@@ -71,8 +71,8 @@ class RunFolder:
         """Refuse a folder that this run may not write to; changes nothing."""
         if self.path.exists() and not self.path.is_dir():
             raise UserError(f"{self.path} is a file, not a folder.", "Choose another --out.")
-        used = self.path.is_dir() and any(path.name != lock.NAME for path in self.path.iterdir())
-        ours = self.config.is_file() or self._half_replaced()
+        used = self.path.is_dir() and any(path.name not in {lock.NAME, BEGUN} for path in self.path.iterdir())
+        ours = ledger.is_run(self.path)
         if resume and not self.config.is_file():
             raise UserError(f"{self.path} holds no run to go on with.", "Leave --resume out to start one there.")
         if resume and self.finished:
@@ -80,6 +80,8 @@ class RunFolder:
         if used and not ours:
             hint = "Choose another --out; --force replaces only a folder that a run has made."
             raise UserError(f"{self.path} is not empty, and no run of dualopt made it.", hint)
+        links = [name for name in (self.config.name, *OWN, *FILES, *FOLDERS) if (self.path / name).is_symlink()]
+        raise_all([_is_link(self.path / name) for name in sorted(links)])
         if used and not (force or resume):
             hint = "Choose another --out, go on with --resume, or replace it with --force."
             raise UserError(f"{self.path} already holds a run.", hint)
@@ -87,19 +89,18 @@ class RunFolder:
     def begin(self, config: str) -> None:
         """Make the folder, without what an earlier run left in it, and write down what was asked.
 
-        The old config goes first and the new one comes last: whatever happens in between, nothing of two runs is
-        ever taken for one.
+        The folder is marked as a run's first, then the old config goes, and the new one comes last: whatever happens
+        in between, nothing of two runs is ever taken for one, and --force can replace what is left.
         """
         with disk_errors_as_user_error("A new run", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            if self.config.is_file():
-                self.config.replace(self._replaced)
+            ledger.claim(self.path)
+            self.config.unlink(missing_ok=True)
             for name in (*OWN, *FILES):
                 (self.path / name).unlink(missing_ok=True)
             for name in FOLDERS:
                 discard(self.path / name)
             write_atomic(self.config, config)
-            self._replaced.unlink(missing_ok=True)
 
     def keep_config(self, config: str) -> None:
         """Replace what was asked by what holds from now on."""
@@ -151,14 +152,6 @@ class RunFolder:
                 )
             yield lines[number - 1]
 
-    @property
-    def _replaced(self) -> Path:
-        """The config of a run that is being replaced, until nothing is left of it."""
-        return self.path / ".config.yaml.replaced"
-
-    def _half_replaced(self) -> bool:
-        return self._replaced.is_file()
-
 
 class EventLog:
     """Writes one line of JSON for each step it is told of."""
@@ -177,6 +170,11 @@ class EventLog:
     def flush(self) -> None:
         """Bring the lines to the disk, so that no checkpoint is there without the steps it has behind it."""
         os.fsync(self._file.fileno())
+
+
+def _is_link(path: Path) -> UserError:
+    fact = f"{path} is a link. A run keeps its files in its own folder, and removes nothing that a link leads to."
+    return UserError(fact, "Move there what it leads to, or choose another --out.")
 
 
 def _step(line: str) -> Any:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
+import uuid
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +23,8 @@ from dualoptim_cli.record.manifest import SCHEMA, Amendment, File, Record
 RECORD, DIGEST, SEAL = "record.json", "record.json.sha256", "record.json.hmac"
 """The record, what `sha256sum -c` checks it with, and what only a holder of the run's key could have made."""
 OWN = frozenset({RECORD, DIGEST, SEAL})
+BEGUN = ".dualopt-run.json"
+"""Marks a folder as a run's from its beginning until it has a record."""
 
 
 def now() -> str:
@@ -99,6 +103,30 @@ def begin(run: Path, record: Record) -> None:
     for name in (DIGEST, SEAL):
         (run / name).unlink(missing_ok=True)
     write_atomic(run / RECORD, record.to_text())
+    (run / BEGUN).unlink(missing_ok=True)
+
+
+def claim(run: Path) -> None:
+    """Mark a folder as a run's, before anything else of the run is in it."""
+    write_atomic(run / BEGUN, json.dumps({"schema": SCHEMA, "run": uuid.uuid4().hex}) + "\n")
+
+
+def is_run(run: Path) -> bool:
+    """Whether a folder holds a run of ours: a record, or the mark of a run that was killed before it had one.
+
+    The record need not be whole: a damaged run can be replaced, too.
+    """
+    return any(_names_run(run / name) for name in (RECORD, BEGUN))
+
+
+def _names_run(path: Path) -> bool:
+    if path.is_symlink() or not path.is_file():
+        return False
+    try:
+        content = json.loads(path.read_bytes())
+        return isinstance(content["schema"], int) and bool(re.fullmatch("[0-9a-f]{32}", content["run"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def files_of(run: Path) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dualoptim_cli.errors import ExitCode, UserError, raise_all
 from dualoptim_cli.files import write_atomic
 from dualoptim_cli.record import ledger, lock
 from dualoptim_cli.record.manifest import File, Record
@@ -32,8 +33,9 @@ def purge(run: Path, key: bytes | None, draw: Callable[[Record], str]) -> Purged
     """Remove the derived files and append the purge to the record; done twice, the second changes nothing.
 
     `draw` makes the page of a record. Files go first and the record follows: a purge that was cut short is completed
-    by the next, and until then `verify` names what is missing. Raises UserError where there is no record (exit 2) or
-    it was tampered with (exit 5), or where a run is still working in the folder (exit 4).
+    by the next, and until then `verify` names what is missing. Raises UserError where there is no record (exit 2),
+    where it was tampered with or links lead to derived files elsewhere (exit 5, nothing is removed), or where a run is
+    still working in the folder (exit 4).
     """
     ledger.read(run)
     with lock.hold(run / lock.NAME):
@@ -45,6 +47,7 @@ def _purge(run: Path, key: bytes | None, draw: Callable[[Record], str]) -> Purge
     finished = record.status == "finished"
     fits = not finished or ledger.check(run, record, key)
     there = [name for name in ledger.files_of(run) if is_derived(name)]
+    raise_all([_is_link(run / name) for name in there if (run / name).is_symlink()])
     size = sum((run / name).lstat().st_size for name in there)
     for name in sorted({name.partition("/")[0] for name in there}):
         _remove(run / name)
@@ -64,8 +67,13 @@ def is_derived(name: str) -> bool:
     return first in DERIVED or (first.startswith(".") and first.endswith(".partial"))
 
 
+def _is_link(path: Path) -> UserError:
+    fact = f"{path} is a link to {path.readlink()}: nothing was purged, since that would leave what lies there."
+    return UserError(fact, "Remove what it leads to, then the link, and purge again.", ExitCode.INTEGRITY)
+
+
 def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
+    if path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink()

@@ -12,7 +12,7 @@ import pytest
 
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.events import Note, StepDone
-from dualoptim_cli.record import lock
+from dualoptim_cli.record import ledger, lock
 from dualoptim_cli.record.folder import RunFolder
 from dualoptim_cli.record.purge import purge
 from tests.record.finished import finish
@@ -112,7 +112,7 @@ def test_a_run_that_is_replaced_leaves_nothing_behind(tmp_path: Path) -> None:
     for name in ("model", "adapter", "checkpoints"):
         (tmp_path / name).mkdir()
     folder.begin("new: 1\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [ledger.BEGUN, "config.yaml"]
     assert folder.config.read_text() == "new: 1\n"
 
 
@@ -139,7 +139,7 @@ def test_a_run_killed_while_replacing_another_is_replaced_by_force_and_not_taken
         folder.check(force=False, resume=False)
     folder.check(force=True, resume=False)
     folder.begin("new: 1\n")
-    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [ledger.BEGUN, "config.yaml"]
 
 
 def test_the_log_has_a_line_a_step_and_is_cut_where_a_run_goes_on(tmp_path: Path) -> None:
@@ -238,3 +238,54 @@ def test_what_lies_in_place_of_the_lock_is_left_as_it_is(put: Any, by: str, tmp_
     assert mine.read_text() == "mine"
     assert not mine.with_name("new").exists()
     assert (run / "checkpoints").is_dir()
+
+
+@pytest.mark.parametrize("mode", ["force", "resume", "neither"])
+@pytest.mark.parametrize(
+    "name", ["model", "adapter", "checkpoints", "metrics.json", "config.yaml", "record.json.sha256"]
+)
+@pytest.mark.skipif(os.name == "nt", reason="makes links")
+def test_a_run_with_a_link_in_place_of_its_own_is_refused_and_nothing_is_touched(
+    mode: str, name: str, tmp_path: Path
+) -> None:
+    run, _ = finish(tmp_path)
+    (run / ledger.DIGEST).unlink()  # it is not finished
+    elsewhere = tmp_path / "elsewhere"
+    if (run / name).exists():
+        (run / name).rename(elsewhere)
+    (run / name).symlink_to(elsewhere)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=rf"{name} is a link") as caught:
+        RunFolder(run).check(force=mode == "force", resume=mode == "resume")
+    assert caught.value.code == ExitCode.USAGE
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+FOREIGN = {
+    "a config alone": {"config.yaml": "seed: 1\n"},
+    "a config and a model": {"config.yaml": "seed: 1\n", "model/weights": "mine"},
+    "a record that is none": {"config.yaml": "", "record.json": '{"schema": 1, "run": "mine"}'},
+    "no JSON": {"config.yaml": "", "record.json": "{"},
+    "a list": {"config.yaml": "", ledger.BEGUN: "[1]"},
+}
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+@pytest.mark.parametrize("force", [True, False])
+def test_a_folder_that_only_looks_like_a_run_is_not_replaced(foreign: str, force: bool, tmp_path: Path) -> None:
+    for name, text in FOREIGN[foreign].items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match="no run of dualopt made it") as caught:
+        RunFolder(tmp_path).check(force=force, resume=False)
+    assert caught.value.code == ExitCode.USAGE
+    assert all((tmp_path / name).read_text() == text for name, text in FOREIGN[foreign].items())
+
+
+def test_a_run_killed_right_after_its_mark_can_be_started_again(tmp_path: Path) -> None:
+    run, _ = finish(tmp_path)
+    (run / "config.yaml").unlink()
+    RunFolder(run).check(force=True, resume=False)
+    (tmp_path / "new").mkdir()
+    ledger.claim(tmp_path / "new")
+    RunFolder(tmp_path / "new").check(force=False, resume=False)

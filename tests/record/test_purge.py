@@ -148,16 +148,23 @@ def test_half_written_leftovers_are_purged_with_the_rest(tmp_path: Path) -> None
     assert verify(run, key).holds
 
 
-def test_links_are_removed_and_not_followed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "link", ["checkpoints", "checkpoints/step-00000010", "checkpoints/step-00000010/optimizer.safetensors"]
+)
+def test_derived_files_that_a_link_leads_to_are_named_and_nothing_is_said_to_be_purged(
+    link: str, tmp_path: Path
+) -> None:
     run, key = finish(tmp_path)
     outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "precious").write_text("x")
-    shutil.rmtree(run / "checkpoints")
-    (run / "checkpoints").symlink_to(outside)
-    purge(run, key, draw)
-    assert (outside / "precious").is_file()
-    assert not (run / "checkpoints").is_symlink()
+    (run / link).rename(outside)
+    (run / link).symlink_to(outside)
+    before = (run / "record.json").read_bytes()
+    with pytest.raises(UserError, match=f"{link} is a link to {outside}: nothing was purged") as caught:
+        purge(run, key, draw)
+    assert caught.value.code == ExitCode.INTEGRITY
+    assert outside.exists()
+    assert (run / link).is_symlink()
+    assert (run / "record.json").read_bytes() == before
 
 
 def test_run_that_is_being_worked_on_is_not_purged(tmp_path: Path) -> None:
