@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -112,8 +113,18 @@ def load_entailment(name: str, refusals: Sequence[str]) -> Entailment:
 def _load(kind: Any, name: str, setting: str) -> tuple[Any, Any]:
     from transformers import AutoTokenizer
 
+    from dualoptim_cli.model.locate import DESCRIPTION, TENSORS, fetch
+    from dualoptim_cli.model.weights import check_weights
+
+    folder = Path(name)
     try:
-        return kind.from_pretrained(name, use_safetensors=True), AutoTokenizer.from_pretrained(name)
+        if not folder.is_dir():
+            folder = fetch(name, None, [*DESCRIPTION, *TENSORS])
+        check_weights(folder)
+    except UserError as fault:
+        raise UserError(f"{setting}: {name} cannot be loaded: {fault.message}", fault.hint) from fault
+    try:
+        return kind.from_pretrained(folder, use_safetensors=True), AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as fault:
         first = str(fault).strip().splitlines()[0]
         raise UserError(f"{setting}: {name} cannot be loaded: {first}", "Name a model folder or hub model.") from fault

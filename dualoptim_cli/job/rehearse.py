@@ -99,7 +99,7 @@ def rehearse(
     `out` is where the run would write. Raises UserError for every fault of settings, data and model that a run would
     find before it trains; a lack of memory or disk is told and not raised. The demo's model is made if it is not.
     """
-    from dualoptim_cli.model.locate import has_weights
+    from dualoptim_cli.model.weights import has_weights
     from dualoptim_cli.plan.needs import refuse_impossible, warnings
 
     check_settings(config)

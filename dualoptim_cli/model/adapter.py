@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualoptim_cli.errors import ExitCode, UserError, raise_all
 from dualoptim_cli.files import sha256
+from dualoptim_cli.model.weights import check_weights
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -82,8 +83,18 @@ def check_adapter(folder: Path) -> dict[str, Any]:
         pickled = any(folder.glob("*.bin"))
         what = "has only pickled weights; weights load from safetensors only" if pickled else f"holds no {WEIGHTS}"
         faults.append(UserError(f"{folder} {what}.", "Save it again with peft's save_pretrained."))
+    else:
+        faults += _faults_of_weights(folder)
     raise_all(faults)
     return settings
+
+
+def _faults_of_weights(folder: Path) -> list[UserError]:
+    try:
+        check_weights(folder, WEIGHTS)
+    except UserError as fault:
+        return [fault]
+    return []
 
 
 def _odd(settings: Mapping[str, Any]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualoptim_cli.model.apply import silence_peft
 from dualoptim_cli.model.locate import Located
+from dualoptim_cli.model.weights import check_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -104,6 +105,7 @@ def _open(folder: Path, device: str, trust_remote_code: bool) -> tuple[Any, Any]
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # type: ignore[no-untyped-call]
+    check_weights(folder)
     common = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True, **common)
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, **common)

@@ -15,9 +15,9 @@ from dualoptim_cli.model.locate import (
     Located,
     check_folder,
     fetch,
-    has_weights,
     locate,
 )
+from dualoptim_cli.model.weights import check_weights, has_weights
 
 if TYPE_CHECKING:
     import torch
@@ -93,6 +93,7 @@ def _read(
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    check_weights(folder)
     common = {"local_files_only": True, "trust_remote_code": trust_remote_code}
     how: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
     if load_in:

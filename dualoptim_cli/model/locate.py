@@ -14,6 +14,7 @@ from typing import Any
 
 from dualoptim_cli.errors import ExitCode, UserError, raise_all
 from dualoptim_cli.model.adapter import CONFIG, WEIGHTS, check_adapter
+from dualoptim_cli.model.weights import check_weights, has_weights
 
 DESCRIPTION = ["*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]  # small: settings and tokenizer
 TENSORS = ["*.safetensors", "*.safetensors.index.json"]
@@ -154,17 +155,22 @@ def check_folder(
         faults.append(UserError(f"{name} is not a causal language model: it is {is_a}.", "Unlearning needs one."))
     if not any((folder / file).is_file() for file in _TOKENIZER):
         faults.append(UserError(f"{name} has no tokenizer.", "Save it there: tokenizer.save_pretrained(folder)."))
-    if weights and not has_weights(folder):
-        faults.append(_no_weights(folder, name))
+    if weights:
+        faults += _faults_of_weights(folder, name, settings)
     if (folder / CONFIG).is_file():
         what = f"{name} holds a model and an adapter, which transformers would put on the model unasked"
         faults.append(UserError(f"{what}.", "Give each a folder of its own."))
     return settings, faults
 
 
-def has_weights(folder: Path) -> bool:
-    """Whether a model's own weights lie in a folder; an adapter's do not count."""
-    return any(file.name != WEIGHTS for file in folder.glob("*.safetensors"))
+def _faults_of_weights(folder: Path, name: str, settings: dict[str, Any]) -> list[UserError]:
+    try:
+        if not has_weights(folder, settings):
+            return [_no_weights(folder, name)]
+        check_weights(folder)
+    except UserError as fault:
+        return [fault]
+    return []
 
 
 def _no_config(folder: Path, name: str) -> UserError:

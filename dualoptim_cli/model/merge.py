@@ -16,8 +16,9 @@ from dualoptim_cli.errors import ExitCode, UserError, raise_all
 from dualoptim_cli.files import atomic_folder, check_free
 from dualoptim_cli.model.adapter import Changes, check_adapter, contained_in, digest, read_adapter
 from dualoptim_cli.model.agreement import TOLERANCE, Difference, compare
-from dualoptim_cli.model.locate import CODE, DESCRIPTION, TENSORS, Located, fetch, has_weights, locate, locate_adapter
+from dualoptim_cli.model.locate import CODE, DESCRIPTION, TENSORS, Located, fetch, locate, locate_adapter
 from dualoptim_cli.model.shards import Shards, shard_size
+from dualoptim_cli.model.weights import check_weights, has_weights, weight_files
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +62,7 @@ def merge(
         raise UserError(f"{out} exists already.", "Choose another --out, or remove it.")
     located, left_out = locate_chain(adapters, base, trust_remote_code)
     located = _with_weights(located, trust_remote_code)
+    check_weights(located.folder)
     notes = tuple(_notes(located))
     _check_room(located.folder, out, dtype)
     with atomic_folder(out) as aside:
@@ -125,7 +127,7 @@ def _notes(located: Located) -> Iterator[str]:
 
 def _check_room(base: Path, out: Path, dtype: str) -> None:
     """Foresee a full disk: the result is about as large as the base, twice so where 16 bits become 32."""
-    size = sum(file.stat().st_size for file in base.glob("*.safetensors"))
+    size = sum((base / name).stat().st_size for name in weight_files(base))
     check_free(size * 2 if dtype == "float32" else size, out, "the merged model")
 
 
@@ -136,8 +138,8 @@ def _write(located: Located, out: Path, dtype: str, size: int, trust_remote_code
     changes = Changes(skeleton, adapters)
     names = _names_in_files(located.folder, skeleton, changes)
     shards = Shards(out, size)
-    for file in sorted(located.folder.glob("*.safetensors")):
-        for key, tensor in _tensors(file, set(names)):
+    for file in weight_files(located.folder):
+        for key, tensor in _tensors(located.folder / file, set(names)):
             merged = changes.of(names[key], tensor) if names[key] in changes.names else tensor
             shards.add(key, merged.to(_kind(tensor, dtype)).contiguous())
     count = shards.finish()
@@ -166,8 +168,8 @@ def _names_in_files(folder: Path, skeleton: Any, changes: Changes) -> dict[str, 
 
     known = {name for name, _ in skeleton.named_parameters(remove_duplicate=False)}
     names: dict[str, str] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as opened:
+    for file in weight_files(folder):
+        with safe_open(folder / file, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118 - it is no dict
                 longer = f"{skeleton.base_model_prefix}.{key}"
                 names[key] = longer if key not in known and longer in known else key

@@ -23,8 +23,9 @@ THREADS, CHUNK = 8, 1 << 20
 MODEL_FILES = (
     *("*.safetensors", "config.json", "generation_config.json", "*.safetensors.index.json", "adapter_config.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.jinja"),
+    "*.py",
 )
-"""What makes a model behave as it does: weights, settings and tokenizer. Not its description, nor our own mark."""
+"""What makes a model behave as it does: weights, settings, tokenizer and code; not its description or our mark."""
 
 
 def hash_files(root: Path, names: Iterable[str]) -> dict[str, tuple[str, int]]:
