@@ -38,9 +38,7 @@ def main() -> None:
     encoder = Encoder(tokenizer)
     examples = {part: Examples(make_records(part, rows[part]), encoder) for part in ("forget", "retain")}
     schedule = Schedule({k: len(v) for k, v in examples.items()}, {"forget": 1, "retain": 5}, batch_size=16, seed=0)
-    tasks = {
-        name: build_task(name, "gd" if name == "retain" else "ga", some, refusal=str) for name, some in examples.items()
-    }
+    tasks = {name: build_task(name, "gd" if name == "retain" else "ga", some) for name, some in examples.items()}
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=asked.vocabulary, hidden_size=asked.width, intermediate_size=3 * asked.width,

@@ -90,10 +90,7 @@ def measured(config: RunConfig, folder: Path, length: int) -> int:
     model.train()
     rows: Any = RandomRows(length, round(PROMPT * length), model.config.vocab_size)
     frozen, numbers = Frozen(), range(config.schedule.batch_size)
-    tasks = {
-        name: build_task(name, part.loss, rows, refusal=lambda row: f"refusal {row}", frozen=frozen)
-        for name, part in config.objectives.items()
-    }
+    tasks = {name: build_task(name, part.loss, rows, frozen=frozen) for name, part in config.objectives.items()}
     for task in tasks.values():
         task.prepare(model, numbers)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

@@ -63,7 +63,7 @@ def build_model() -> LlamaForCausalLM:
 def build(loss: str, rows: Sequence[int]) -> Task:
     """A task on these rows; one alternative each where the objective asks for alternatives."""
     examples: Any = RandomRows()
-    task = build_task("part", loss, examples, refusal=lambda row: f"refusal {row}")
+    task = build_task("part", loss, examples, refusals=[f"refusal {number}" for number in range(20)])
     task.load({"alternatives": {str(row): ["another answer"] for row in rows}})
     return task
 

@@ -119,7 +119,7 @@ def test_frozen_copy_is_of_the_type_and_on_the_device_asked_for(
         ),
         ({"forget": {"loss": "gd"}, "retain": {"loss": "gd"}}, '"gd" keeps rows'),
         ({"forget": {"loss": "npo"}, "retain": {"loss": "npo"}}, '"npo" takes rows away'),
-        ({"forget": {"loss": "ga", "options": {"beta": 1}}, "retain": {"loss": "gd"}}, '"ga" has no options'),
+        ({"forget": {"loss": "ga", "options": {"beta": 1}}, "retain": {"loss": "gd"}}, '"ga" has no such option'),
         ({"forget": {"loss": "npo", "options": {"beta": 0}}, "retain": {"loss": "gd"}}, "0 is not above 0"),
         ({"a": {"loss": "npo"}, "b": {"loss": "ga"}}, "nothing to retain"),
     ],

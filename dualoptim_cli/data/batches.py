@@ -20,11 +20,18 @@ CACHED_ROWS = 8192
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows padded on the right to the longest: three integer tensors of shape (rows, tokens)."""
+    """Rows padded on the right to the longest: three integer tensors of shape (rows, length), and what counts.
+
+    `positions` (counted tokens,) are the places in the flattened rows that predict a counted token, and `target`
+    (counted tokens,) those tokens. They say what `labels` say; an index needs no look at the numbers, which a mask
+    does (a wait for the device on CUDA, and impossible for tensors without numbers).
+    """
 
     input_ids: torch.Tensor
     attention_mask: torch.Tensor
     labels: torch.Tensor
+    positions: torch.Tensor
+    target: torch.Tensor
     tokens: int  # without padding
     answer_tokens: int  # those that the loss counts
 
@@ -35,16 +42,26 @@ class Batch:
             input_ids=self.input_ids.to(device, non_blocking=True),
             attention_mask=self.attention_mask.to(device, non_blocking=True),
             labels=self.labels.to(device, non_blocking=True),
+            positions=self.positions.to(device, non_blocking=True),
+            target=self.target.to(device, non_blocking=True),
         )
 
 
 def collate(encoded: Sequence[Encoded], pad_id: int) -> Batch:
     """Pad rows to one length; padding is neither attended to nor counted."""
     width = max(len(row.ids) for row in encoded)
+    positions: list[int] = []
+    target: list[int] = []
+    for number, row in enumerate(encoded):
+        for start, end in row.runs:  # a token is predicted at the position before its own
+            positions += range(number * width + start - 1, number * width + end - 1)
+            target += row.ids[start:end]
     return Batch(
         input_ids=torch.tensor([_pad(row.ids, width, pad_id) for row in encoded]),
         attention_mask=torch.tensor([_pad([1] * len(row.ids), width, 0) for row in encoded]),
         labels=torch.tensor([_pad(row.labels, width, NOT_COUNTED) for row in encoded]),
+        positions=torch.tensor(positions, dtype=torch.long),
+        target=torch.tensor(target, dtype=torch.long),
         tokens=sum(len(row.ids) for row in encoded),
         answer_tokens=sum(row.answer_tokens for row in encoded),
     )

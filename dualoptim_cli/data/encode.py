@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from dualoptim_cli.data.faults import Faults
@@ -50,6 +50,14 @@ class Encoded:
             parts += [("prompt", start - position), ("answer", end - start)]
             position = end
         return tuple(part for part in (*parts, ("prompt", len(self.ids) - position)) if part[1])
+
+    def counting(self, *, all_tokens: bool, skip_first: int) -> Encoded:
+        """The same row with other tokens counted: `all_tokens`, or those of `runs`, but for the first of each run.
+
+        The last token of a run always counts. Nothing predicts a row's very first token, so that never does.
+        """
+        runs = ((1, len(self.ids)),) if all_tokens else self.runs
+        return replace(self, runs=tuple((min(start + skip_first, end - 1), end) for start, end in runs))
 
     @property
     def answer_tokens(self) -> int:

@@ -14,7 +14,7 @@ from dualoptim_cli.data import Encoded, Examples, Record, collate
 from dualoptim_cli.evaluate.generate import Advance, generate
 from dualoptim_cli.evaluate.metrics import Likelihoods, Row
 from dualoptim_cli.objectives.heads import device_of
-from dualoptim_cli.objectives.likelihood import nll, targets
+from dualoptim_cli.objectives.likelihood import nll
 from dualoptim_cli.objectives.passes import over_logits
 
 Measure = Callable[[Tensor, Tensor], Tensor]
@@ -122,9 +122,8 @@ class Observer:
         for first in range(0, len(order), self.batch_size):
             rows = order[first : first + self.batch_size]
             batch = collate([encoded[row] for row in rows], 0).to(device_of(self.model))
-            target, counted = targets(batch.labels)
-            figures = over_logits(self.model, batch, counted, target, measure).double().cpu()
-            parts = torch.split(figures, counted.sum(1).tolist())
+            figures = over_logits(self.model, batch, measure).double().cpu()
+            parts = torch.split(figures, [encoded[row].answer_tokens for row in rows])
             for row, part in zip(rows, parts, strict=True):
                 found[row] = part.numpy()
             self.advance(len(rows))

@@ -160,7 +160,7 @@ class Training:
 
     def _watches(self) -> dict[str, Watch]:
         """The objectives whose collapse would end the training: those that keep rows, where their loss has a scale."""
-        from dualoptim_cli.objectives import RETAIN
+        from dualoptim_cli.objectives import RETAIN, find_objective
         from dualoptim_cli.train.collapse import level, watch
 
         if self.config.schedule.on_collapse == "ignore":
@@ -168,9 +168,11 @@ class Training:
         vocabulary = int(self.loaded.model.get_input_embeddings().weight.shape[0])  # type: ignore[index]
         watches = {}
         for name, part in self.config.objectives.items():
-            known = level(part.loss, part.options, vocabulary)
-            if known is not None:
-                watches[name] = watch(known, part.steps if self.config.schedule.mode == "alternate" else 1)
+            objective = find_objective(name, part.loss)
+            if objective.scale:
+                turns = part.steps if self.config.schedule.mode == "alternate" else 1
+                lost = level(objective.scale, {**objective.options, **part.options}, vocabulary)
+                watches[name] = watch(lost, turns)
             elif part.loss in RETAIN and part.loss != "none":
                 self.on_event(Note(f"A collapse of {name} would go unseen: {part.loss} has no scale to tell it by."))
         return watches
@@ -187,18 +189,15 @@ class Training:
 
     def _make_tasks(self) -> dict[str, Task]:
         """The objectives bound to their rows, with what they need of the model before its first step."""
-        from dualoptim_cli.data import draw_refusal, load_refusals
+        from dualoptim_cli.data import load_refusals
         from dualoptim_cli.objectives.forward import build_task, train_only_asked
 
-        refusals, seed = load_refusals(self.config.data.refusals), self.config.seed
-
-        def refusal(row: int) -> str:
-            return draw_refusal(refusals, seed=seed, row=row)
-
+        path, seed = self.config.data.refusals, self.config.seed
+        refusals = load_refusals(path) if path else None
         frozen, model = _frozen(self.config), self.loaded.model
         tasks = {
             name: build_task(
-                name, part.loss, self.examples[name], options=part.options, refusal=refusal, frozen=frozen, seed=seed
+                name, part.loss, self.examples[name], options=part.options, refusals=refusals, frozen=frozen, seed=seed
             )
             for name, part in self.config.objectives.items()
             if name in self._rows

@@ -11,6 +11,11 @@ from dualoptim_cli.config import ObjectiveConfig
 from dualoptim_cli.errors import UserError, did_you_mean, raise_all
 from dualoptim_cli.objectives import forget, retain
 
+Scale = Literal["nats", "margin"]
+COUNTING = {"all_tokens": 0.0, "skip_first": 0.0}
+"""Settings of every loss: which tokens of a row it counts. All of them, the question's too; and how many of the first
+ones it leaves out (never the last)."""
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -23,6 +28,8 @@ class Objective:
     `_reference` behind it: the same under the model before unlearning, of likelihoods their sums alone.
     `settings`: options too, but of how these are made, not of the loss.
     `unit`: what sums of the loss are divided by: the counted `tokens` of the effective batch, or its `rows`.
+    `scale`: of a retain loss, what its value is counted in, so that a collapse can be told from it: `nats` per token or
+    the `margin` between a refusal and the answer; None where it has no fixed scale.
     """
 
     loss: Callable[..., Any] | None
@@ -30,11 +37,14 @@ class Objective:
     defaults: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, float] = field(default_factory=dict)
     unit: Literal["tokens", "rows"] = "tokens"
+    scale: Scale | None = None
 
     @property
     def options(self) -> dict[str, float]:
         """All that a user can set, with its default."""
-        return {**self.defaults, **self.settings}
+        if self.loss is None:
+            return {}
+        return {**self.defaults, **COUNTING, **self.settings}
 
     @property
     def compares_whole(self) -> bool:
@@ -58,12 +68,7 @@ FORGET: dict[str, Objective] = {
         unit="rows",
     ),
     "idk": Objective(forget.idk, needs=frozenset({"refusal"})),
-    "me": Objective(
-        forget.me,
-        needs=frozenset({"logits"}),
-        defaults={"weight": 0.1},
-        settings={"all_tokens": 0},  # 1: of the question, too, as its authors' code has it
-    ),
+    "me": Objective(forget.me, needs=frozenset({"logits"}), defaults={"weight": 0.1}),
     "wga": Objective(forget.wga, defaults={"beta": 1.0}),
     "satimp": Objective(forget.satimp, defaults={"beta1": 5.0, "beta2": 1.0}),
     "undial": Objective(
@@ -87,9 +92,15 @@ FORGET: dict[str, Objective] = {
 }
 
 RETAIN: dict[str, Objective] = {
-    "gd": Objective(retain.gd),
-    "kl": Objective(retain.kl, needs=frozenset({"logits", "logits_reference"})),
-    "ap": Objective(retain.ap, needs=frozenset({"answer", "refusal"}), defaults={"beta": 0.1}, unit="rows"),
+    "gd": Objective(retain.gd, scale="nats"),
+    "kl": Objective(retain.kl, needs=frozenset({"logits", "logits_reference"}), scale="nats"),
+    "ap": Objective(
+        retain.ap,
+        needs=frozenset({"answer", "refusal"}),
+        defaults={"beta": 0.1},
+        unit="rows",
+        scale="margin",
+    ),
     "rmu-retain": Objective(
         retain.rmu_retain,
         needs=frozenset({"activations", "activations_reference"}),
@@ -114,6 +125,7 @@ RULES: dict[str, Rule] = {
     "layers": COUNT,
     "layer": ("a layer's number from 0, or -1 to choose by depth", lambda value: value in range(-1, 10_000)),
     "all_tokens": ("0 or 1", lambda value: value in (0, 1)),
+    "skip_first": ("a whole number from 0", lambda value: value >= 0 and value % 1 == 0),
 }
 """What each option may be."""
 

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dualoptim_cli.data.batches import Batch, Examples, collate
 from dualoptim_cli.data.encode import Encoded
+from dualoptim_cli.data.refusals import REFUSALS, draw_refusal
 from dualoptim_cli.errors import UserError
-from dualoptim_cli.objectives import Objective, find_objective, passes
+from dualoptim_cli.objectives import COUNTING, Objective, find_objective, passes
 from dualoptim_cli.objectives.alternatives import Alternatives
 from dualoptim_cli.objectives.heads import device_of
-from dualoptim_cli.objectives.likelihood import targets
 from dualoptim_cli.objectives.reference import Frozen, at_rest
 
 OnProgress = Callable[[int, int], None]
 """(done, in all) → nothing."""
-Said = tuple[str, int, int]
-"""An answer to a question: its kind (one of ANSWERS), the row, and which of the row's alternatives it is (else 0)."""
 ANSWERS = ("answer", "refusal", "alternative")
+"""The kinds of answer to a row's question that a loss can read."""
+
+
+class Answer(NamedTuple):
+    """An answer to a row's question: its kind (one of ANSWERS), the row, and which of its alternatives (else 0)."""
+
+    kind: str
+    row: int
+    which: int = 0
+
+    @property
+    def key(self) -> str:
+        """Its name in what is saved."""
+        return f"{self.kind}:{self.row}:{self.which}"
 
 
 class Task:
@@ -29,7 +41,8 @@ class Task:
 
     Losses come as sums over the rows asked for. Whoever accumulates micro-batches divides once by the `units` of
     them all, which makes their size irrelevant. `draw` is any number that differs from step to step: it chooses
-    among a row's alternatives and means nothing to objectives without them.
+    among a row's alternatives and means nothing to objectives without them. `kinds` are the answers that the loss
+    reads of each row, out of ANSWERS.
     """
 
     def __init__(
@@ -39,20 +52,20 @@ class Task:
         examples: Examples,
         *,
         options: Mapping[str, float],
-        refusal: Callable[[int], str],
+        refusals: Sequence[str],
         frozen: Frozen,
         seed: int,
     ) -> None:
         self.name = name
+        self.kinds = [kind for kind in ANSWERS if kind in objective.needs] or ["answer"]
         self._objective = objective
         self._examples = examples
         self._options = {key: options.get(key, value) for key, value in objective.defaults.items()}
-        self._settings = {key: options.get(key, value) for key, value in objective.settings.items()}
-        self._refusal = refusal
+        self._settings = {key: options.get(key, value) for key, value in {**COUNTING, **objective.settings}.items()}
+        self._refusals = refusals
         self._frozen = frozen
         self._seed = seed
-        self._kinds = [kind for kind in ANSWERS if kind in objective.needs] or ["answer"]
-        self._noted: dict[str, float] = {}
+        self._reference: dict[str, float] = {}
         self._alternatives: Alternatives | None = None
         if "alternative" in objective.needs:
             samples, temperature = int(self._settings["samples"]), self._settings["temperature"]
@@ -62,25 +75,50 @@ class Task:
         """What the summed loss of these rows is to be divided by: their rows, or the tokens counted in them."""
         if self._objective.unit == "rows":
             return len(rows)
-        encoded = self._encode(self._due(self._kinds[0], rows, draw))
-        if self._settings.get("all_tokens"):
-            return sum(len(row.ids) - 1 for row in encoded)
-        return sum(row.answer_tokens for row in encoded)
+        return sum(row.answer_tokens for row in self._encode(self._due(self.kinds[0], rows, draw)))
 
     def tokens(self, rows: Sequence[int], *, draw: int = 0) -> int:
         """Tokens, without padding, that a loss over these rows puts through the model."""
-        return sum(len(row.ids) for kind in self._kinds for row in self._encode(self._due(kind, rows, draw)))
+        return sum(len(row.ids) for kind in self.kinds for row in self._encode(self._due(kind, rows, draw)))
 
     def loss(self, model: nn.Module, rows: Sequence[int], *, draw: int = 0) -> Tensor:
         """The loss summed over these rows (a scalar with gradients), not divided by anything."""
+        batches: dict[str, Batch] = {}
+        references: dict[str, Tensor] = {}
+        for kind in self.kinds:
+            due = self._due(kind, rows, draw)
+            batches[kind] = self._batch(due)
+            if kind in self._kinds_with_reference():
+                references[kind] = torch.tensor([self._reference[answer.key] for answer in due], dtype=torch.float64)
+        return self.loss_of_batches(model, batches, references)
+
+    def loss_of_batches(
+        self, model: nn.Module, batches: Mapping[str, Batch], references: Mapping[str, Tensor]
+    ) -> Tensor:
+        """The same, of tokens: of each of the `kinds` a batch, all of the same rows.
+
+        `references`: the summed likelihood of each row (rows,) under the model before unlearning, of the kinds whose
+        loss compares with it. It looks at no number, so it also runs on tensors that have none (FakeTensorMode): that
+        is how a plan learns what a step holds.
+        """
         needs = self._objective.needs
         if self._objective.loss is None:
             return torch.zeros((), device=device_of(model), requires_grad=True)
         if "logits" in needs:
-            return self._over_logits(model, rows).sum()
+            return self._over_logits(model, batches["answer"]).sum()
         if "activations" in needs:
-            return self._over_activations(model, rows).sum()
-        return self._over_likelihoods(model, rows, draw).sum()
+            return self._over_activations(model, batches["answer"]).sum()
+        provided: dict[str, Any] = {}
+        for kind in self.kinds:
+            provided[kind] = now = passes.likelihood(model, batches[kind])
+            if f"{kind}_reference" in needs:
+                provided[f"{kind}_reference"] = references[kind].to(now.nll)
+        return self._call(**provided).sum()
+
+    def counted(self, row: Encoded) -> Encoded:
+        """The row with those tokens counted that the objective's options name."""
+        all_tokens, skip_first = bool(self._settings["all_tokens"]), int(self._settings["skip_first"])
+        return row.counting(all_tokens=all_tokens, skip_first=skip_first) if all_tokens or skip_first else row
 
     def prepare(
         self,
@@ -90,37 +128,40 @@ class Task:
         batch_size: int = 16,
         on_progress: OnProgress = lambda *_: None,
     ) -> None:
-        """Find out, once and before training, what the objective needs to know of the model as it is now.
+        """Compute, once and before training, what the objective needs to know of the model as it is now.
 
-        `rows` are those that the run will draw; what is known of them already is not computed again.
+        `rows` are those that the run will draw; what was computed of them before is not computed again.
         """
         rows = sorted(set(rows))
         if self._objective.compares_whole:
             self._frozen.keep(model)
         if self._alternatives:
             self._alternatives.write(model, rows, on_progress)
-        parts = [part for kind in self._noted_kinds() for part in self._to_note(kind, rows, batch_size)]
+        parts = []
+        for kind in self._kinds_with_reference():
+            parts += self._without_reference(kind, rows, batch_size)
         total, done = sum(map(len, parts)), 0
         with torch.no_grad(), at_rest(model):
             for part in parts:
-                likelihoods = passes.likelihood(model, self._batch(model, part)).total.tolist()
-                self._noted |= zip(map(_key, part), likelihoods, strict=True)
+                likelihoods = passes.likelihood(model, self._batch(part)).total.tolist()
+                for answer, likelihood in zip(part, likelihoods, strict=True):
+                    self._reference[answer.key] = likelihood
                 done += len(part)
                 on_progress(done, total)
 
     def dump(self) -> dict[str, Any]:
-        """What `prepare` noted down, as JSON can hold it; empty for objectives that need no preparation.
+        """What `prepare` computed, as JSON can hold it; empty for objectives that need no preparation.
 
         It holds the texts of alternatives, which derive from the rows.
         """
-        if not (self._noted_kinds() or self._objective.compares_whole):
+        if not (self._kinds_with_reference() or self._objective.compares_whole):
             return {}
         alternatives = self._alternatives.dump() if self._alternatives else {}
-        return {"likelihoods": dict(self._noted), "alternatives": alternatives}
+        return {"likelihoods": dict(self._reference), "alternatives": alternatives}
 
     def load(self, saved: Mapping[str, Any]) -> None:
-        """Take back what `dump` gave, so that `prepare` has nothing left to note of those rows."""
-        self._noted |= saved.get("likelihoods", {})
+        """Take back what `dump` gave, so that `prepare` has nothing left to compute for those rows."""
+        self._reference |= saved.get("likelihoods", {})
         if self._alternatives:
             self._alternatives.load(saved.get("alternatives", {}))
 
@@ -133,33 +174,21 @@ class Task:
             return None
         last = self._layer(model)
         first = max(0, last + 1 - int(self._settings["layers"]))
-        asked = {id(p) for block in passes.blocks(model)[first : last + 1] for p in block.parameters()}
-        return {name for name, p in model.named_parameters() if id(p) in asked}
+        chosen: set[int] = set()
+        for block in passes.blocks(model)[first : last + 1]:
+            chosen |= {id(p) for p in block.parameters()}
+        return {name for name, p in model.named_parameters() if id(p) in chosen}
 
-    def _over_likelihoods(self, model: nn.Module, rows: Sequence[int], draw: int) -> Tensor:
-        provided: dict[str, Any] = {}
-        for kind in self._kinds:
-            due = self._due(kind, rows, draw)
-            provided[kind] = now = passes.likelihood(model, self._batch(model, due))
-            if f"{kind}_reference" in self._objective.needs:
-                provided[f"{kind}_reference"] = now.nll.new_tensor([self._noted[_key(said)] for said in due])
-        return self._call(**provided)
-
-    def _over_logits(self, model: nn.Module, rows: Sequence[int]) -> Tensor:
-        batch = self._batch(model, self._due("answer", rows))
-        target, counted = targets(batch.labels)
-        if self._settings.get("all_tokens"):
-            counted = batch.attention_mask[:, 1:].bool()
-
-        def measure(logits: Tensor, aim: Tensor, reference: Tensor | None = None) -> Tensor:
-            found = {"logits": logits, "target": aim, "logits_reference": reference}
-            return self._call(**{need: found[need] for need in self._objective.needs})
+    def _over_logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        def measure(logits: Tensor, target: Tensor, reference: Tensor | None = None) -> Tensor:
+            provided = {"logits": logits, "target": target, "logits_reference": reference}
+            return self._call(**{need: provided[need] for need in self._objective.needs})
 
         frozen = self._frozen if self._objective.compares_whole else None
-        return passes.over_logits(model, batch, counted, target, measure, frozen)
+        return passes.over_logits(model, batch, measure, frozen)
 
-    def _over_activations(self, model: nn.Module, rows: Sequence[int]) -> Tensor:
-        batch, layer = self._batch(model, self._due("answer", rows)), self._layer(model)
+    def _over_activations(self, model: nn.Module, batch: Batch) -> Tensor:
+        layer = self._layer(model)
         now = passes.activations(model, batch, layer)
         if "direction" in self._objective.needs:
             return self._call(activations=now, direction=self._direction(now))
@@ -173,7 +202,8 @@ class Task:
         return values
 
     def _layer(self, model: nn.Module) -> int:
-        """The layer asked for, or 7 of 32 in proportion to the depth. One above it must be left to feel it."""
+        """The layer that the options name, or 7 of 32 in proportion to the depth. One above it must be left to feel
+        it."""
         depth, layer = len(passes.blocks(model)), int(self._settings["layer"])
         if layer > depth - 2 or depth < 2:
             raise UserError(
@@ -186,39 +216,47 @@ class Task:
         drawn = torch.rand(like.shape[-1], generator=torch.Generator().manual_seed(self._seed))
         return drawn.div(drawn.norm()).to(like)
 
-    def _noted_kinds(self) -> list[str]:
-        return [kind for kind in self._kinds if f"{kind}_reference" in self._objective.needs]
+    def _kinds_with_reference(self) -> list[str]:
+        return [kind for kind in self.kinds if f"{kind}_reference" in self._objective.needs]
 
-    def _to_note(self, kind: str, rows: Sequence[int], batch_size: int) -> list[list[Said]]:
-        """The answers of a kind whose reference likelihoods are not known, in batches of like length."""
-        said = [(kind, row, which) for row in rows for which in range(self._count(kind, row))]
-        todo = [each for each in said if _key(each) not in self._noted]
-        sizes = [len(row.ids) for row in self._encode(todo)]
-        ordered = [each for _, each in sorted(zip(sizes, todo, strict=True))]
+    def _without_reference(self, kind: str, rows: Sequence[int], batch_size: int) -> list[list[Answer]]:
+        """The answers of a kind whose reference likelihoods are still missing, in batches of like length."""
+        missing = []
+        for row in rows:
+            every = [Answer(kind, row, which) for which in range(self._count(kind, row))]
+            missing += [answer for answer in every if answer.key not in self._reference]
+        sizes = [len(row.ids) for row in self._encode(missing)]
+        ordered = [answer for _, answer in sorted(zip(sizes, missing, strict=True))]
         return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 
     def _count(self, kind: str, row: int) -> int:
-        return len(self._alternatives.of(row)) if self._alternatives and kind == "alternative" else 1
-
-    def _due(self, kind: str, rows: Sequence[int], draw: int = 0) -> list[Said]:
-        alternatives = self._alternatives if kind == "alternative" else None
-        return [(kind, row, alternatives.due(row, draw) if alternatives else 0) for row in rows]
-
-    def _encode(self, said: Sequence[Said]) -> list[Encoded]:
-        """Answers of one kind in tokens."""
-        rows = [row for _, row, _ in said]
-        if all(kind == "answer" for kind, _, _ in said):
-            return self._examples.encode(rows)
-        return self._examples.encode(rows, [self._text(*each) for each in said])
-
-    def _text(self, kind: str, row: int, which: int) -> str:
+        """How many answers of a kind a row has."""
         if self._alternatives and kind == "alternative":
-            return self._alternatives.of(row)[which]
-        return self._refusal(row)
+            return len(self._alternatives.of(row))
+        return 1
 
-    def _batch(self, model: nn.Module, said: Sequence[Said]) -> Batch:
-        batch = collate(self._encode(said), self._examples.encoder.pad_id)
-        return batch.to(device_of(model))
+    def _due(self, kind: str, rows: Sequence[int], draw: int = 0) -> list[Answer]:
+        """The answers of a kind that the rows are trained on at a draw."""
+        if self._alternatives and kind == "alternative":
+            return [Answer(kind, row, self._alternatives.due(row, draw)) for row in rows]
+        return [Answer(kind, row) for row in rows]
+
+    def _encode(self, answers: Sequence[Answer]) -> list[Encoded]:
+        """Answers of one kind in tokens, those counted that the objective counts."""
+        rows = [answer.row for answer in answers]
+        if all(answer.kind == "answer" for answer in answers):
+            encoded = self._examples.encode(rows)
+        else:
+            encoded = self._examples.encode(rows, [self._text(answer) for answer in answers])
+        return [self.counted(row) for row in encoded]
+
+    def _text(self, answer: Answer) -> str:
+        if self._alternatives and answer.kind == "alternative":
+            return self._alternatives.of(answer.row)[answer.which]
+        return draw_refusal(self._refusals, seed=self._seed, row=answer.row)
+
+    def _batch(self, answers: Sequence[Answer]) -> Batch:
+        return collate(self._encode(answers), self._examples.encoder.pad_id)
 
 
 def build_task(
@@ -227,21 +265,23 @@ def build_task(
     examples: Examples,
     *,
     options: Mapping[str, float] | None = None,
-    refusal: Callable[[int], str],
+    refusals: Sequence[str] | None = None,
     frozen: Frozen | None = None,
     seed: int = 0,
 ) -> Task:
     """The task of the part `name` of a run.
 
-    `refusal` says how row r is declined, and must always say the same. Objectives that share `frozen` share one
-    copy of the model. `seed` is for what is drawn: alternatives, and rmu's direction.
+    `refusals` are the user's ways to decline, in the place of the built-in ones. Objectives
+    that share `frozen` share one copy of the model. `seed` is for what is drawn: which refusal a row gets,
+    alternatives, and rmu's direction.
     """
+    objective = find_objective(name, loss)
     return Task(
         name,
-        find_objective(name, loss),
+        objective,
         examples,
         options=options or {},
-        refusal=refusal,
+        refusals=refusals or REFUSALS,
         frozen=frozen or Frozen(),
         seed=seed,
     )
@@ -252,14 +292,11 @@ def train_only_asked(model: nn.Module, tasks: Iterable[Task]) -> None:
 
     Raises a UserError when nothing is left: an adapter can sit on none of those layers.
     """
-    for asked in (task.trains(model) for task in tasks):
+    for task in tasks:
+        trained = task.trains(model)
         for name, weight in model.named_parameters():
-            if asked is not None and name not in asked:
+            if trained is not None and name not in trained:
                 weight.requires_grad_(False)
     if not any(weight.requires_grad for weight in model.parameters()):
         hint = "Choose other --lora-target modules, or another options.layer."
         raise UserError("The layers that the objectives train hold no trainable weight.", hint)
-
-
-def _key(said: Said) -> str:
-    return ":".join(map(str, said))

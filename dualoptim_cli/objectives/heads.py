@@ -14,14 +14,17 @@ from dualoptim_cli.objectives.reference import at_rest
 
 
 class TokenBatch(Protocol):
-    """What a pass reads of a batch: right-padded rows (rows, length), and labels negative where not counted."""
+    """What a pass reads of a batch: right-padded rows (rows, length), the places in them (counted tokens,) that
+    predict a counted token, counted through all rows, and those tokens."""
 
     @property
     def input_ids(self) -> Tensor: ...
     @property
     def attention_mask(self) -> Tensor: ...
     @property
-    def labels(self) -> Tensor: ...
+    def positions(self) -> Tensor: ...
+    @property
+    def target(self) -> Tensor: ...
 
 
 class Head(Protocol):
@@ -30,7 +33,7 @@ class Head(Protocol):
     vocabulary: int
 
     def hidden(self, batch: TokenBatch) -> Tensor:
-        """Hidden states at every position but the last (rows, length − 1, width)."""
+        """Hidden states at every position (rows, length, width)."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -52,7 +55,7 @@ class SplitHead:
         output = self.decoder(input_ids=ids, attention_mask=mask, use_cache=False)
         self._output_type = type(output)
         states: Tensor = output.last_hidden_state
-        return states[:, :-1]
+        return states
 
     def logits(self, hidden: Tensor) -> Tensor:
         with _decoder_gives(self.decoder, self._output_type(last_hidden_state=hidden[None])):
@@ -70,7 +73,7 @@ class WholeHead:
     def hidden(self, batch: TokenBatch) -> Tensor:
         ids, mask = inputs_of(batch, self.lm)
         logits: Tensor = self.lm(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        return logits[:, :-1]
+        return logits
 
     def logits(self, hidden: Tensor) -> Tensor:
         return hidden
@@ -87,10 +90,20 @@ def head_of(model: nn.Module, batch: TokenBatch) -> Head:
 _SPLITS: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 
 
+def assume_halves(model: nn.Module) -> None:
+    """Take a model whose tensors have no numbers to come apart, where it has a decoder and a head at all."""
+    lm = causal_lm(model)
+    _SPLITS[lm] = _has_halves(lm)
+
+
+def _has_halves(lm: Any) -> bool:
+    return lm.get_decoder() is not lm and lm.get_output_embeddings() is not None
+
+
 def _comes_apart(lm: Any, batch: TokenBatch) -> bool:
-    if lm.get_decoder() is lm or lm.get_output_embeddings() is None:
+    if not _has_halves(lm):
         return False
-    few = _Few(batch.input_ids[:1, :8], batch.attention_mask[:1, :8], batch.labels[:1, :8])
+    few = _Few(batch.input_ids[:1, :8], batch.attention_mask[:1, :8], batch.positions[:0], batch.target[:0])
     with torch.no_grad(), at_rest(lm):
         split, whole = SplitHead(lm), WholeHead(lm).hidden(few)[0]
         ours = split.logits(split.hidden(few)[0])
@@ -101,7 +114,8 @@ def _comes_apart(lm: Any, batch: TokenBatch) -> bool:
 class _Few(NamedTuple):
     input_ids: Tensor
     attention_mask: Tensor
-    labels: Tensor
+    positions: Tensor
+    target: Tensor
 
 
 @contextmanager

@@ -35,19 +35,16 @@ class Likelihood:
         return self.total / self.counted.sum(dim=1).clamp(min=1)
 
 
-def targets(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """What each position has to predict, and where that counts.
+def in_rows(values: Tensor, positions: Tensor, rows: int, length: int) -> Likelihood:
+    """Put the negative log-likelihood of each counted token back in its place.
 
-    `labels` (rows, length), negative where a token is not counted. Returns the next token at every position but
-    the last (rows, length − 1), and the mask of those that count, of the same shape.
+    `positions` (counted tokens,) count through all rows (rows, length); the last one of a row predicts nothing.
     """
-    following = labels[:, 1:]
-    return following, following >= 0
-
-
-def in_rows(values: Tensor, counted: Tensor) -> Tensor:
-    """Put one number per counted token back in its place (rows, positions), zeros elsewhere."""
-    return values.new_zeros(counted.shape).masked_scatter(counted, values)
+    places = positions - positions // length  # without the last position of each row
+    size = rows * (length - 1)
+    nll = values.new_zeros(size).index_copy(0, places, values)
+    counted = torch.zeros(size, dtype=torch.bool, device=values.device).index_fill(0, places, True)
+    return Likelihood(nll.view(rows, length - 1), counted.view(rows, length - 1))
 
 
 def widen(logits: Tensor) -> Tensor:

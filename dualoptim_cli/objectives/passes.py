@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.objectives.heads import TokenBatch, causal_lm, device_of, head_of, inputs_of
-from dualoptim_cli.objectives.likelihood import Likelihood, in_rows, nll, targets, widen
+from dualoptim_cli.objectives.likelihood import Likelihood, in_rows, nll, widen
 from dualoptim_cli.objectives.reference import Frozen, at_rest
 
 HELD = 2**25
@@ -30,29 +30,26 @@ Measure = Callable[..., Tensor]
 
 def likelihood(model: nn.Module, batch: TokenBatch) -> Likelihood:
     """How likely `model` finds the counted tokens of a batch, with gradients where they are enabled."""
-    target, counted = targets(batch.labels)
-    return Likelihood(in_rows(over_logits(model, batch, counted, target, nll), counted), counted)
+    values = over_logits(model, batch, nll)
+    return in_rows(values, batch.positions.to(values.device), *batch.input_ids.shape)
 
 
 def over_logits(
     model: nn.Module,
     batch: TokenBatch,
-    counted: Tensor,
-    target: Tensor,
     measure: Measure,
     frozen: Frozen | None = None,
 ) -> Tensor:
     """`measure` at every counted position (counted tokens,), the logits held in chunks.
 
-    `counted` and `target` (rows, length − 1) say which positions count and what they have to predict. With
-    `frozen`, `measure` also gets the logits of the model before unlearning.
+    With `frozen`, `measure` also gets the logits of the model before unlearning.
     """
     head = head_of(model, batch)
-    hidden = [head.hidden(batch)[counted]]
+    hidden = [_at(head.hidden(batch), batch.positions)]
     if frozen:
         with frozen.of(model) as before:
             old_head = head_of(before, batch)
-            hidden.append(old_head.hidden(batch)[counted.to(device_of(before))])
+            hidden.append(_at(old_head.hidden(batch), batch.positions))
 
     def piece(aim: Tensor, states: Tensor, *old_states: Tensor) -> Tensor:
         logits = widen(head.logits(states))
@@ -62,7 +59,12 @@ def over_logits(
             reference = widen(old_head.logits(*old_states)).to(logits)
         return measure(logits, aim, reference)
 
-    return in_pieces(piece, (target[counted], *hidden), head.vocabulary)
+    return in_pieces(piece, (batch.target.to(hidden[0].device), *hidden), head.vocabulary)
+
+
+def _at(states: Tensor, positions: Tensor) -> Tensor:
+    """The states (rows, length, width) at some positions, counted through all rows."""
+    return states.flatten(0, 1).index_select(0, positions.to(states.device))
 
 
 def in_pieces(piece: Callable[..., Tensor], everything: Sequence[Tensor], vocabulary: int) -> Tensor:
@@ -82,10 +84,10 @@ def activations(model: nn.Module, batch: TokenBatch, layer: int) -> Tensor:
     The layers above it are not run.
     """
     decoder = causal_lm(model).get_decoder()
-    found: list[Tensor] = []
+    seen: list[Tensor] = []
 
     def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(args[0] if args else kwargs["hidden_states"])
+        seen.append(args[0] if args else kwargs["hidden_states"])
         raise _Enough
 
     hook = blocks(model)[layer + 1].register_forward_pre_hook(stop, with_kwargs=True)
@@ -96,8 +98,7 @@ def activations(model: nn.Module, batch: TokenBatch, layer: int) -> Tensor:
         pass
     finally:
         hook.remove()
-    counted = (batch.labels >= 0).to(ids.device)
-    return widen(found[0][counted])
+    return widen(_at(seen[0], batch.positions + 1))  # at the counted token itself, not at the one that predicts it
 
 
 class _Enough(Exception):

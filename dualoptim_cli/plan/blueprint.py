@@ -123,9 +123,7 @@ def _treated(config: RunConfig, model: nn.Module, rank: int) -> nn.Module:
         model = attach(Loaded(cast(Any, model), nowhere, torch.device("meta"), torch.float32), **asked).model
     rows: Any = None  # which layers are trained is a matter of names, not of rows
     parts = config.objectives.items()
-    train_only_asked(
-        model, [build_task(name, part.loss, rows, options=part.options, refusal=str) for name, part in parts]
-    )
+    train_only_asked(model, [build_task(name, part.loss, rows, options=part.options) for name, part in parts])
     return model
 
 

@@ -5,7 +5,7 @@ one of its last turns (a whole cycle of them, and never fewer than five), it was
 
 - above its `level`: what a model without any knowledge of these rows would have. For a loss in nats per token that is
   0.7 · ln(vocabulary), about the entropy of words drawn by their frequency alone (language models stand there, near
-  7.5 of 10.8 for 50 000 words, before they have learnt that words depend on each other); and
+  7.5 of 10.8 for 50 000 words, before they have learned that words depend on each other); and
 - above twice what it was at its first turn, so that rows the model never knew do not count as lost.
 
 One turn below either bound starts the count anew, so no single bad batch ends a run.
@@ -18,19 +18,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from dualoptim_cli.objectives import Scale
+
 FEWEST_TURNS = 5
 SHARE, TIMES_START = 0.7, 2.0
 
 
-def level(loss: str, options: Mapping[str, float], vocabulary: int) -> float | None:
-    """The value of a retain loss at which nothing of its rows is known; None for a loss without such a scale.
+def level(scale: Scale, options: Mapping[str, float], vocabulary: int) -> float:
+    """The value at which a model knows nothing of its rows, of a loss with this scale.
 
-    `gd` and `kl` are nats per token. `ap` with β reaches ln 2 / β where a refusal is as likely as the answer. The
-    scale of `rmu-retain` is that of the model's activations, and `none` is no loss.
+    A margin with β reaches ln 2 / β where a refusal is as likely as the answer.
     """
-    if loss in ("gd", "kl"):
-        return SHARE * math.log(vocabulary)
-    return math.log(2) / options.get("beta", 0.1) if loss == "ap" else None
+    match scale:
+        case "nats":
+            return SHARE * math.log(vocabulary)
+        case "margin":
+            return math.log(2) / options["beta"]
 
 
 @dataclass(frozen=True)

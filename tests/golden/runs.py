@@ -13,6 +13,7 @@ from typing import Any
 from tests.golden.village import TEMPLATE
 
 STEPS, STOP = 12, 7
+COUNTING = {"all_tokens": 0, "skip_first": 0}
 
 BASE: dict[str, Any] = {
     "request_id": None,
@@ -34,7 +35,7 @@ BASE: dict[str, Any] = {
         "forget": {
             "data": "{village}/forget.jsonl",
             "loss": "simnpo",
-            "options": {"beta": 4.5, "delta": 0.0},
+            "options": {"beta": 4.5, "delta": 0.0, **COUNTING},
             "weight": 1.0,
             "steps": 1,
             "lr_ratio": 1.0,
@@ -42,7 +43,7 @@ BASE: dict[str, Any] = {
         "retain": {
             "data": "{village}/retain.jsonl",
             "loss": "gd",
-            "options": {},
+            "options": COUNTING,
             "weight": 1.0,
             "steps": 2,
             "lr_ratio": 1.0,
@@ -132,15 +133,15 @@ RUNS: dict[str, dict[str, Any]] = {
         "optimizer": {"name": "adamw", **NO_SUCH_SETTING_OF_ADAMW},
         "schedule": {"mode": "joint", "micro_batch_size": 2},
     },
-    "npo": {"objectives": {"forget": {"loss": "npo", "options": {"beta": 0.1}, "weight": 0.5}}},
-    "kl": {"objectives": {"retain": {"loss": "kl", "options": {}}}},
+    "npo": {"objectives": {"forget": {"loss": "npo", "options": {"beta": 0.1, **COUNTING}, "weight": 0.5}}},
+    "kl": {"objectives": {"retain": {"loss": "kl", "options": COUNTING}}},
     "rmu": {
         "objectives": {
-            "forget": {"loss": "rmu", "options": {"coefficient": 2.0, "layer": 0, "layers": 1}},
-            "retain": {"loss": "rmu-retain", "options": {"layer": 0}},
+            "forget": {"loss": "rmu", "options": {"coefficient": 2.0, "layer": 0, "layers": 1, **COUNTING}},
+            "retain": {"loss": "rmu-retain", "options": {"layer": 0, **COUNTING}},
         }
     },
-    "dpo": {"objectives": {"forget": {"loss": "dpo", "options": {"beta": 0.1}}}},
+    "dpo": {"objectives": {"forget": {"loss": "dpo", "options": {"beta": 0.1, **COUNTING}}}},
 }
 
 

@@ -17,8 +17,9 @@ from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.events import CheckpointSaved, Note, StepDone
 from dualoptim_cli.job import unlearn
+from dualoptim_cli.objectives import RETAIN
 from dualoptim_cli.objectives.forward import Task
-from dualoptim_cli.train import checkpoint, collapse
+from dualoptim_cli.train import checkpoint
 from tests.job.test_resume import config_of, prepared, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -236,7 +237,7 @@ def test_a_loss_without_a_scale_is_told_not_to_be_watched(town: Path, tmp_path: 
     config = config_of(town, {"objectives": {"forget": {"loss": forget}, "retain": {"loss": retain}}})
     train(config, tmp_path / "run", told=told)
     notes = [event.text for event in told if isinstance(event, Note) and "collapse" in event.text]
-    assert bool(notes) == (collapse.level(retain, {}, 100) is None)
+    assert bool(notes) == (RETAIN[retain].scale is None)
 
 
 @pytest.mark.parametrize("first", [True, False])

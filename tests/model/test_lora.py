@@ -28,7 +28,7 @@ from dualoptim_cli.model.save import save_model
 from dualoptim_cli.objectives.forward import build_task, train_only_asked
 from dualoptim_cli.objectives.reference import Frozen, without_adapters
 from dualoptim_cli.optim import build_optimizer
-from tests.objectives.fakes import letter_examples, refusal, tiny_gpt2, tiny_llama
+from tests.objectives.fakes import letter_examples, tiny_gpt2, tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 40}
@@ -219,7 +219,7 @@ def test_objectives_compare_a_continued_adapter_with_itself_as_it_came(loss: str
     add_to_weights(whole, [tmp_path])
     losses = []
     for model in (whole, adapted(adapter=str(tmp_path)).model):
-        task = build_task("part", loss, letter_examples(), refusal=refusal, frozen=Frozen(), seed=3)
+        task = build_task("part", loss, letter_examples(), frozen=Frozen(), seed=3)
         task.prepare(model, [0, 1, 4])
         losses.append(float(task.loss(model, [0, 1, 4]).detach()))
     assert losses[0] == pytest.approx(losses[1], rel=1e-3, abs=1e-4)
@@ -227,7 +227,7 @@ def test_objectives_compare_a_continued_adapter_with_itself_as_it_came(loss: str
 
 def test_rmu_trains_the_adapters_of_its_layers_and_no_others() -> None:
     loaded = attach(plainly(tiny_llama()))
-    task = build_task("forget", "rmu", letter_examples(), options={"layer": 2, "layers": 1}, refusal=refusal)
+    task = build_task("forget", "rmu", letter_examples(), options={"layer": 2, "layers": 1})
     train_only_asked(loaded.model, [task])
     names = [name for name, weight in loaded.model.named_parameters() if weight.requires_grad]
     assert names

@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from dualoptim_cli.data import Encoder, make_records
+from dualoptim_cli.data import Encoder, draw_refusal, make_records
 from dualoptim_cli.data.batches import Examples
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -38,8 +38,12 @@ def letter_examples(rows: list[tuple[str, str]] = ROWS, *, max_length: int = 96)
     return Examples(records, Encoder(letters_tokenizer(), max_length=max_length))
 
 
+REFUSALS = ("no idea", "ask me another", "i cannot say")
+SEED = 3
+
+
 def refusal(row: int) -> str:
-    return ["no idea", "ask me another", "i cannot say"][row % 3]
+    return draw_refusal(REFUSALS, seed=SEED, row=row)
 
 
 def tiny_llama(**changes: Any) -> LlamaForCausalLM:

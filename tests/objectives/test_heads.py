@@ -11,7 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from dualoptim_cli.objectives import passes
 from dualoptim_cli.objectives.heads import SplitHead, WholeHead, head_of
-from dualoptim_cli.objectives.likelihood import nll, targets
+from dualoptim_cli.objectives.likelihood import nll
 
 from .fakes import VOCABULARY, letter_examples, tiny_llama
 
@@ -70,7 +70,8 @@ def test_likelihoods_and_gradients_equal_those_of_the_whole_models_logits(
     found = passes.likelihood(model, batch).total
 
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    target, counted = targets(batch.labels)
+    target = batch.labels[:, 1:]
+    counted = target >= 0
     wanted = torch.stack([nll(logits[i, :-1][counted[i]], target[i][counted[i]]).sum() for i in range(3)])
 
     torch.testing.assert_close(found, wanted)
@@ -115,7 +116,8 @@ def test_a_model_that_does_not_come_apart_is_used_whole() -> None:
     model, batch = Shifted(), letter_examples().batch([1, 2])
     assert isinstance(head_of(model, batch), WholeHead)
     logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    target, counted = targets(batch.labels)
+    target = batch.labels[:, 1:]
+    counted = target >= 0
     torch.testing.assert_close(
         passes.likelihood(model, batch).total.sum(), nll(logits[:, :-1][counted], target[counted]).sum()
     )

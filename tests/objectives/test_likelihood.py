@@ -8,18 +8,22 @@ import pytest
 import torch
 from torch import tensor
 
-from dualoptim_cli.objectives.likelihood import Likelihood, in_rows, nll, targets, widen
+from dualoptim_cli.data.batches import collate
+from dualoptim_cli.data.encode import Encoded
+from dualoptim_cli.objectives.likelihood import Likelihood, in_rows, nll, widen
 
 
 def test_a_token_is_predicted_at_the_position_before_it() -> None:
-    following, counted = targets(tensor([[-100, -100, 7, 8], [-100, 5, -100, -100]]))
-    assert counted.tolist() == [[False, True, True], [True, False, False]]
-    assert following[counted].tolist() == [7, 8, 5]
+    batch = collate([Encoded((3, 4, 7, 8), ((2, 4),)), Encoded((3, 5), ((1, 2),))], 0)
+    assert batch.positions.tolist() == [1, 2, 4]
+    assert batch.target.tolist() == [7, 8, 5]
+    assert batch.labels.tolist() == [[-100, -100, 7, 8], [-100, 5, -100, -100]]
 
 
 def test_numbers_return_to_the_rows_they_came_from() -> None:
-    counted = tensor([[False, True, True], [True, False, False]])
-    assert in_rows(tensor([1.0, 2.0, 3.0]), counted).tolist() == [[0, 1, 2], [3, 0, 0]]
+    likelihood = in_rows(tensor([1.0, 2.0, 3.0]), tensor([1, 2, 4]), 2, 4)
+    assert likelihood.nll.tolist() == [[0, 1, 2], [3, 0, 0]]
+    assert likelihood.counted.tolist() == [[False, True, True], [True, False, False]]
 
 
 def test_total_and_mean_look_at_counted_tokens_alone() -> None:

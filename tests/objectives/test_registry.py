@@ -66,7 +66,8 @@ def test_an_unknown_option_names_those_the_loss_has() -> None:
     found = fault(forget=asked("simnpo", gamma=1.0))
     assert 'objectives.forget.options.gamma: "simnpo" has no such option.' in found
     assert "beta, delta" in found
-    assert '"gd" has no options' in fault(retain=asked("gd", beta=1.0))
+    assert '"gd" has no such option' in fault(retain=asked("gd", beta=1.0))
+    assert '"none" has no options' in fault(retain=asked("none", beta=1.0))
 
 
 @pytest.mark.parametrize(
@@ -78,6 +79,8 @@ def test_an_unknown_option_names_those_the_loss_has() -> None:
         ("rmu", "layers", 0.0),
         ("altpo", "samples", 0.5),
         ("satimp", "beta2", -1.0),
+        ("npo", "all_tokens", 0.5),
+        ("ga", "skip_first", -1.0),
     ],
 )
 def test_a_value_that_means_nothing_is_refused_with_the_default(loss: str, option: str, value: float) -> None:

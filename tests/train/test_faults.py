@@ -11,6 +11,7 @@ import torch
 
 from dualoptim_cli.errors import ExitCode
 from dualoptim_cli.events import Note, StepDone
+from dualoptim_cli.objectives import RETAIN
 from dualoptim_cli.optim import DualAdamW
 from dualoptim_cli.train import collapse
 from dualoptim_cli.train.loop import train
@@ -286,9 +287,16 @@ def test_a_state_is_sound_while_the_latest_losses_are_below_half_of_the_bound() 
 
 
 def test_levels_are_what_a_model_without_knowledge_has() -> None:
-    assert collapse.level("gd", {}, 1000) == pytest.approx(0.7 * math.log(1000))
-    assert collapse.level("kl", {}, 1000) == collapse.level("gd", {}, 1000)
-    assert collapse.level("ap", {"beta": 0.5}, 1000) == pytest.approx(math.log(2) / 0.5)
-    assert collapse.level("ap", {}, 1000) == pytest.approx(math.log(2) / 0.1)
-    assert collapse.level("rmu-retain", {}, 1000) is None
-    assert collapse.level("none", {}, 1000) is None
+    assert collapse.level("nats", {}, 1000) == pytest.approx(0.7 * math.log(1000))
+    assert collapse.level("margin", {"beta": 0.5}, 1000) == pytest.approx(math.log(2) / 0.5)
+
+
+def test_a_retain_loss_says_what_it_is_counted_in() -> None:
+    scales = {name: objective.scale for name, objective in RETAIN.items()}
+    assert scales == {
+        "gd": "nats",
+        "kl": "nats",
+        "ap": "margin",
+        "rmu-retain": None,
+        "none": None,
+    }
