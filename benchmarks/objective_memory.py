@@ -37,7 +37,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 class RandomRows:
     """Rows of random tokens, all of one length, that stand in for encoded data."""
 
-    encoder = SimpleNamespace(pad_id=0)
+    encoder = SimpleNamespace(pad_id=0, tokenizer=lambda text, **_: {"input_ids": [*text.encode()]})
 
     def __init__(self, length: int = LENGTH, prompt: int = PROMPT, vocabulary: int = VOCABULARY) -> None:
         self.length = length

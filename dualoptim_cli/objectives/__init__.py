@@ -11,7 +11,7 @@ from dualoptim_cli.config import ObjectiveConfig
 from dualoptim_cli.errors import UserError, did_you_mean, raise_all
 from dualoptim_cli.objectives import forget, retain
 
-Scale = Literal["nats", "margin"]
+Scale = Literal["nats", "margin", "divergence"]
 COUNTING = {"all_tokens": 0.0, "skip_first": 0.0}
 """Settings of every loss: which tokens of a row it counts. All of them, the question's too; and how many of the first
 ones it leaves out (never the last)."""
@@ -28,8 +28,11 @@ class Objective:
     `_reference` behind it: the same under the model before unlearning, of likelihoods their sums alone.
     `settings`: options too, but of how these are made, not of the loss.
     `unit`: what sums of the loss are divided by: the counted `tokens` of the effective batch, or its `rows`.
-    `scale`: of a retain loss, what its value is counted in, so that a collapse can be told from it: `nats` per token or
-    the `margin` between a refusal and the answer; None where it has no fixed scale.
+    `target`: the token that `target` holds at each position: the row's next one, or the next one of a refusal that is
+    repeated to the row's length.
+    `refusals`: the objective's own ways to decline, where the user gives none and the general list would not do.
+    `scale`: of a retain loss, what its value is counted in, so that a collapse can be told from it: `nats` per token,
+    the `margin` between a refusal and the answer, a Jensen–Shannon `divergence`; None where it has no fixed scale.
     """
 
     loss: Callable[..., Any] | None
@@ -37,6 +40,8 @@ class Objective:
     defaults: Mapping[str, float] = field(default_factory=dict)
     settings: Mapping[str, float] = field(default_factory=dict)
     unit: Literal["tokens", "rows"] = "tokens"
+    target: Literal["answer", "refusal"] = "answer"
+    refusals: tuple[str, ...] = ()
     scale: Scale | None = None
 
     @property
@@ -89,6 +94,18 @@ FORGET: dict[str, Objective] = {
         settings={"samples": 5, "temperature": 1.0},
         unit="rows",
     ),
+    "ce-u": Objective(
+        forget.ce_u,
+        needs=frozenset({"logits", "target"}),
+        settings={"skip_first": 1},  # as its author's code has it
+    ),
+    "jensun": Objective(
+        forget.jensun,
+        needs=frozenset({"logits", "target"}),
+        target="refusal",
+        refusals=("No Idea",),
+    ),
+    "pdu": Objective(forget.pdu, needs=frozenset({"logits"})),
 }
 
 RETAIN: dict[str, Objective] = {
@@ -100,6 +117,11 @@ RETAIN: dict[str, Objective] = {
         defaults={"beta": 0.1},
         unit="rows",
         scale="margin",
+    ),
+    "jensun-retain": Objective(
+        retain.jensun_retain,
+        needs=frozenset({"logits", "logits_reference"}),
+        scale="divergence",
     ),
     "rmu-retain": Objective(
         retain.rmu_retain,

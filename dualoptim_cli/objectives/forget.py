@@ -7,7 +7,7 @@ answer, n the same per token, p a token's probability.
 
 from __future__ import annotations
 
-from math import log
+from math import inf, log
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # so that names and options can be checked without loading torch
@@ -98,6 +98,31 @@ def undial(logits: Tensor, target: Tensor, logits_reference: Tensor, *, beta: fl
     push = logits_reference.new_full((len(target), 1), -beta)
     wanted = logits_reference.scatter_add(-1, target[:, None], push).softmax(dim=-1)
     return logits.logsumexp(dim=-1) - (wanted * logits).sum(dim=-1)
+
+
+def ce_u(logits: Tensor, target: Tensor) -> Tensor:
+    """Imitate oneself without the true token: cross-entropy to softmax(z with z_y = −∞), a constant (tokens,).
+
+    Its gradient over the logits is p minus that target, so no token pulls harder than √2. Yang 2025, arXiv 2503.01224.
+    """
+    without_truth = logits.detach().scatter(-1, target[:, None], -inf).softmax(dim=-1)
+    return logits.logsumexp(dim=-1) - (without_truth * logits).sum(dim=-1)
+
+
+def jensun(logits: Tensor, target: Tensor) -> Tensor:
+    """Jensen–Shannon divergence of p and a refusal's token (tokens,), from 0 to log 2.
+
+    Of a one-hot distribution it depends on nothing but q, the probability of that token:
+    log 2 + (q·log q − (1+q)·log(1+q)) / 2. Singh et al. 2025, arXiv 2509.02820.
+    """
+    log_q = logits.log_softmax(dim=-1).gather(-1, target[:, None]).squeeze(-1)
+    q = log_q.exp()
+    return log(2) + (q * log_q - (1 + q) * q.log1p()) / 2
+
+
+def pdu(logits: Tensor) -> Tensor:
+    """Flatten the logits: (max z − mean z)² at each token (tokens,). The primal loss of open-unlearning's PDU."""
+    return (logits.amax(dim=-1) - logits.mean(dim=-1)).square()
 
 
 def rmu(activations: Tensor, direction: Tensor, *, coefficient: float) -> Tensor:

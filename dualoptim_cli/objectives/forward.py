@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -256,7 +257,25 @@ class Task:
         return draw_refusal(self._refusals, seed=self._seed, row=answer.row)
 
     def _batch(self, answers: Sequence[Answer]) -> Batch:
-        return collate(self._encode(answers), self._examples.encoder.pad_id)
+        encoded = self._encode(answers)
+        batch = collate(encoded, self._examples.encoder.pad_id)
+        if self._objective.target == "answer":
+            return batch
+        target: list[int] = []
+        for answer, row in zip(answers, encoded, strict=True):
+            target += self._repeated_refusal(answer.row, row.answer_tokens)
+        return replace(batch, target=torch.tensor(target))
+
+    def _repeated_refusal(self, row: int, length: int) -> list[int]:
+        """The first tokens of the row's refusal, said again and again."""
+        refusal = draw_refusal(self._refusals, seed=self._seed, row=row)
+        tokenizer = self._examples.encoder.tokenizer
+        words = 1
+        tokens: list[int] = []
+        while len(tokens) < length:  # by doubling, since no rule says how many tokens a repetition adds
+            tokens = tokenizer(" ".join([refusal] * words), add_special_tokens=False)["input_ids"]
+            words *= 2
+        return tokens[:length]
 
 
 def build_task(
@@ -271,7 +290,7 @@ def build_task(
 ) -> Task:
     """The task of the part `name` of a run.
 
-    `refusals` are the user's ways to decline, in the place of the built-in ones. Objectives
+    `refusals` are the user's ways to decline, in the place of the objective's own or the built-in ones. Objectives
     that share `frozen` share one copy of the model. `seed` is for what is drawn: which refusal a row gets,
     alternatives, and rmu's direction.
     """
@@ -281,7 +300,7 @@ def build_task(
         objective,
         examples,
         options=options or {},
-        refusals=refusals or REFUSALS,
+        refusals=refusals or objective.refusals or REFUSALS,
         frozen=frozen or Frozen(),
         seed=seed,
     )

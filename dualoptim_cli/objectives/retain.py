@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import log
 from typing import TYPE_CHECKING
 
 from dualoptim_cli.objectives.forget import softplus
@@ -21,6 +22,16 @@ def kl(logits: Tensor, logits_reference: Tensor) -> Tensor:
     """Stay as before: KL(p_ref ‖ p) at each token (tokens,)."""
     before = logits_reference.log_softmax(dim=-1)
     return (before.exp() * (before - logits.log_softmax(dim=-1))).sum(dim=-1)
+
+
+def jensun_retain(logits: Tensor, logits_reference: Tensor) -> Tensor:
+    """jensun's own retain term: Jensen–Shannon divergence of p and p_ref at each token (tokens,), from 0 to log 2.
+
+    Singh et al. 2025, arXiv 2509.02820.
+    """
+    now, before = logits.log_softmax(dim=-1), logits_reference.log_softmax(dim=-1)
+    middle = now.logaddexp(before) - log(2)
+    return ((now.exp() * (now - middle)).sum(dim=-1) + (before.exp() * (before - middle)).sum(dim=-1)) / 2
 
 
 def ap(answer: Likelihood, refusal: Likelihood, *, beta: float) -> Tensor:

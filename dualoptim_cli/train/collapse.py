@@ -22,18 +22,22 @@ from dualoptim_cli.objectives import Scale
 
 FEWEST_TURNS = 5
 SHARE, TIMES_START = 0.7, 2.0
+SHARE_OF_DIVERGENCE = 0.8
 
 
 def level(scale: Scale, options: Mapping[str, float], vocabulary: int) -> float:
     """The value at which a model knows nothing of its rows, of a loss with this scale.
 
-    A margin with β reaches ln 2 / β where a refusal is as likely as the answer.
+    A margin with β reaches ln 2 / β where a refusal is as likely as the answer. A divergence from what the model was
+    cannot pass ln 2.
     """
     match scale:
         case "nats":
             return SHARE * math.log(vocabulary)
         case "margin":
             return math.log(2) / options["beta"]
+        case "divergence":
+            return SHARE_OF_DIVERGENCE * math.log(2)
 
 
 @dataclass(frozen=True)

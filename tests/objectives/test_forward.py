@@ -70,7 +70,7 @@ def test_micro_batching_changes_neither_loss_nor_gradient(loss: str) -> None:
     torch.testing.assert_close(whole[1], parts[1])
 
 
-CONSTANTS = ("wga", "satimp")
+CONSTANTS = ("wga", "satimp", "ce-u")
 """Losses that take a part of themselves for a constant: test_losses holds their gradients."""
 
 
@@ -118,6 +118,8 @@ def slow_loss(loss: str, found: Task, examples: Examples, old: Any, new: Any, ro
         counted = [t for t in range(len(labels) - 1) if labels[t + 1] >= 0]
         counted = counted[int(objective.options["skip_first"]) :]
         target = [labels[t + 1] for t in counted]
+        if objective.target == "refusal":
+            target = letter_tokens(" ".join([refusal(row)] * len(counted)))[: len(counted)]
         formula = getattr(twin, loss.replace("-", "_"))
         total = 0.0
         for t, y in zip(counted, target, strict=True):
@@ -131,6 +133,11 @@ def slow_loss(loss: str, found: Task, examples: Examples, old: Any, new: Any, ro
                 given.append(twin.token_nll(*whole_logits(model, examples, row, texts[kind])))
     formula = {"idk": twin.gd, "altpo": twin.dpo}.get(loss) or getattr(twin, loss)
     return float(formula(*given, **options))
+
+
+def letter_tokens(text: str) -> list[int]:
+    ids: list[int] = letter_examples().encoder.tokenizer(text)["input_ids"]
+    return ids
 
 
 def due_key(found: Task, row: int) -> str:
@@ -189,6 +196,18 @@ def test_the_first_tokens_of_an_answer_can_be_left_out_but_never_its_last() -> N
     first = next(at for at, label in enumerate(plain) if label >= 0)
     assert labels(2) == [*plain[:first], -100, -100, *plain[first + 2 :]]
     assert labels(50) == [-100] * (len(plain) - 1) + [plain[-1]]
+
+
+def test_cross_entropy_unlearning_leaves_out_the_first_token_of_an_answer() -> None:
+    assert task("ce-u").units(BATCH) == letter_examples().answer_tokens(BATCH) - len(BATCH)
+    assert task("ce-u", skip_first=0).units(BATCH) == letter_examples().answer_tokens(BATCH)
+
+
+def test_a_short_refusal_of_its_own_is_what_jensun_repeats_unless_the_user_gives_some() -> None:
+    own = build_task("forget", "jensun", letter_examples(), seed=SEED)
+    users = build_task("forget", "jensun", letter_examples(), refusals=["why"], seed=SEED)
+    assert own._repeated_refusal(0, 9) == letter_tokens("No Idea N")
+    assert users._repeated_refusal(0, 9) == letter_tokens("why why w")
 
 
 def test_units_are_tokens_of_what_is_trained_on_or_rows() -> None:

@@ -93,6 +93,45 @@ def test_hand_worked_undial_pushes_the_truth_down_before_imitating() -> None:
     close(found, -0.5 * log(0.25) - 0.5 * log(0.75))
 
 
+def test_hand_worked_ce_u_imitates_the_model_without_the_true_token() -> None:
+    # p = (½, ¼, ¼) without its first token is (0, ½, ½): −½ log ¼ − ½ log ¼
+    close(forget.ce_u(logits(0.5, 0.25, 0.25), tensor([0])), log(4))
+
+
+def test_hand_worked_jensun_is_the_divergence_from_one_token() -> None:
+    # p = (½, ½) and (1, 0) have the middle (¾, ¼): half of log(4/3), and half of ½ log(2/3) + ½ log 2
+    close(forget.jensun(logits(0.5, 0.5), tensor([0])), log(4 / 3) / 2 + (log(2 / 3) / 2 + log(2) / 2) / 2)
+    close(forget.jensun(logits(1.0, 1e-300), tensor([1])), log(2))
+    assert forget.jensun(logits(1.0, 1e-300), tensor([0])).item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_hand_worked_jensun_retain_is_the_divergence_from_what_was() -> None:
+    # (½, ½) and (¼, ¾) have the middle (⅜, ⅝)
+    wanted = (log(4 / 3) / 2 + log(4 / 5) / 2 + log(2 / 3) / 4 + 3 * log(6 / 5) / 4) / 2
+    close(retain.jensun_retain(logits(0.5, 0.5), logits(0.25, 0.75)), wanted)
+    assert retain.jensun_retain(logits(0.5, 0.5), logits(0.5, 0.5)).item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_hand_worked_pdu_is_the_squared_height_of_the_highest_logit() -> None:
+    close(forget.pdu(tensor([[4.0, 1.0, -2.0]], dtype=torch.float64)), 9.0)
+
+
+@pytest.mark.parametrize("name", ["ce-u", "jensun", "jensun-retain"])
+def test_bounded_losses_pull_no_harder_however_sure_or_unsure_the_model_is(name: str) -> None:
+    objective = TRAINED[name]
+    for size in (1.0, 30.0, 300.0):
+        z = size * tensor([[1.0, -1.0, 0.5, 0.0]], dtype=torch.float64).repeat(4, 1)
+        z.requires_grad_()
+        numbers = {"logits": z, "target": torch.arange(4), "logits_reference": -z.detach()}
+        value = call(objective, {need: numbers[need] for need in objective.needs})
+        value.sum().backward()
+        assert z.grad is not None
+        assert z.grad.isfinite().all()
+        assert z.grad.norm(dim=1).max() <= 2**0.5
+        if name.startswith("jensun"):
+            assert 0 <= value.min() <= value.max() <= log(2) + 1e-9
+
+
 def test_hand_worked_rmu_and_its_retain_term_are_mean_squares_over_the_width() -> None:
     h, u = tensor([[1.0, 2.0]], dtype=torch.float64), tensor([0.6, 0.8], dtype=torch.float64)
     close(forget.rmu(h, u, coefficient=5.0), ((1 - 3) ** 2 + (2 - 4) ** 2) / 2)
@@ -142,6 +181,8 @@ def provided(objective: Objective, seed: int = 0) -> dict[str, Tensor]:
     return {need: made[need] for need in sorted(objective.needs)}
 
 
+CONSTANTS = ("wga", "satimp", "ce-u")
+"""Losses that take a part of themselves for a constant, so that finite differences see another slope."""
 COUNTED = tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 1, 1]], dtype=torch.bool)
 
 
@@ -186,7 +227,7 @@ def test_every_loss_equals_its_numpy_twin(name: str) -> None:
         np.testing.assert_allclose(call(TRAINED[name], numbers).numpy(), slow(name, numbers), rtol=1e-10)
 
 
-@pytest.mark.parametrize("name", [n for n in TRAINED if n not in ("wga", "satimp")])
+@pytest.mark.parametrize("name", [n for n in TRAINED if n not in CONSTANTS])
 def test_every_gradient_agrees_with_finite_differences(name: str) -> None:
     numbers = provided(TRAINED[name])
     trained = [n for n in numbers if n in ("answer", "refusal", "alternative", "logits", "activations")]
@@ -208,3 +249,12 @@ def test_weights_of_weighted_ascent_are_constants_to_the_gradient(name: str) -> 
     p = e**-nll
     weight = p if name == "wga" else p**5 * (1 - p)
     np.testing.assert_allclose(numbers["answer"].grad, -weight * COUNTED.numpy(), rtol=1e-10)
+
+
+def test_the_target_of_ce_u_is_a_constant_to_the_gradient() -> None:
+    numbers = provided(TRAINED["ce-u"])
+    z = numbers["logits"].requires_grad_()
+    call(TRAINED["ce-u"], numbers).sum().backward()
+    p = z.detach().softmax(-1)
+    others = z.detach().scatter(-1, numbers["target"][:, None], -torch.inf).softmax(-1)
+    torch.testing.assert_close(z.grad, p - others)

@@ -30,8 +30,8 @@ def fault(**objectives: ObjectiveConfig) -> str:
 
 
 def test_the_tables_hold_every_objective_of_the_design() -> None:
-    assert set("ga npo simnpo dpo idk me wga satimp undial rmu altpo".split()) == set(FORGET)
-    assert set("gd kl ap none rmu-retain".split()) == set(RETAIN)
+    assert set("ga npo simnpo dpo idk me wga satimp undial rmu altpo ce-u jensun pdu".split()) == set(FORGET)
+    assert set("gd kl ap none rmu-retain jensun-retain".split()) == set(RETAIN)
 
 
 def test_checking_settings_loads_no_torch() -> None:
@@ -80,7 +80,7 @@ def test_an_unknown_option_names_those_the_loss_has() -> None:
         ("altpo", "samples", 0.5),
         ("satimp", "beta2", -1.0),
         ("npo", "all_tokens", 0.5),
-        ("ga", "skip_first", -1.0),
+        ("ce-u", "skip_first", -1.0),
     ],
 )
 def test_a_value_that_means_nothing_is_refused_with_the_default(loss: str, option: str, value: float) -> None:

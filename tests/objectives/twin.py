@@ -76,6 +76,31 @@ def undial(logits: Array, target: int, reference: Array, beta: float) -> float:
     return -float((np.exp(log_softmax(pushed)) * log_softmax(logits)).sum())
 
 
+def ce_u(logits: Array, target: int) -> float:
+    others = [z for at, z in enumerate(logits) if at != target]
+    weights = np.exp(log_softmax(np.array(others)))
+    own = np.delete(log_softmax(logits), target)
+    return -float((weights * own).sum())
+
+
+def divergence(p: Array, q: Array) -> float:
+    """Jensen–Shannon, of two distributions, where 0·log 0 is 0."""
+    middle = (p + q) / 2
+    return sum(float(a * np.log(a / m)) / 2 for side in (p, q) for a, m in zip(side, middle, strict=True) if a > 0)
+
+
+def jensun(logits: Array, target: int) -> float:
+    return divergence(np.exp(log_softmax(logits)), np.eye(len(logits))[target])
+
+
+def jensun_retain(logits: Array, reference: Array) -> float:
+    return divergence(np.exp(log_softmax(logits)), np.exp(log_softmax(reference)))
+
+
+def pdu(logits: Array) -> float:
+    return float((max(logits) - sum(logits) / len(logits)) ** 2)
+
+
 def rmu(activation: Array, direction: Array, coefficient: float) -> float:
     return float(np.mean([(h - coefficient * u) ** 2 for h, u in zip(activation, direction, strict=True)]))
 

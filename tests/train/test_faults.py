@@ -289,6 +289,7 @@ def test_a_state_is_sound_while_the_latest_losses_are_below_half_of_the_bound() 
 def test_levels_are_what_a_model_without_knowledge_has() -> None:
     assert collapse.level("nats", {}, 1000) == pytest.approx(0.7 * math.log(1000))
     assert collapse.level("margin", {"beta": 0.5}, 1000) == pytest.approx(math.log(2) / 0.5)
+    assert collapse.level("divergence", {}, 1000) == pytest.approx(0.8 * math.log(2))
 
 
 def test_a_retain_loss_says_what_it_is_counted_in() -> None:
@@ -297,6 +298,7 @@ def test_a_retain_loss_says_what_it_is_counted_in() -> None:
         "gd": "nats",
         "kl": "nats",
         "ap": "margin",
+        "jensun-retain": "divergence",
         "rmu-retain": None,
         "none": None,
     }
