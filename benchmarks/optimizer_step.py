@@ -76,7 +76,7 @@ class Textbook:
 
 
 class Textbook8bit(Textbook):
-    """The same through bitsandbytes' block-wise quantisation of whole tensors."""
+    """The same through bitsandbytes' block-wise quantization of whole tensors."""
 
     def __init__(self, params: list[Tensor]) -> None:
         from bitsandbytes import functional

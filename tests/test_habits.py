@@ -1,4 +1,4 @@
-"""Small habits of a command line: completion, near misses, colours, and paths as Windows writes them."""
+"""Small habits of a command line: completion, near misses, colors, and paths as Windows writes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dualoptim_cli.cli.console import run_app
 from dualoptim_cli.errors import UserError
 from tests.conftest import ROOT
 
-COLOUR = re.compile(rb"\x1b\[[0-9;]*\b(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])[0-9;]*m")
+COLOR = re.compile(rb"\x1b\[[0-9;]*\b(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])[0-9;]*m")
 STYLE = re.compile(rb"\x1b\[[0-9;]+m")
 
 
@@ -98,7 +98,7 @@ def test_h_is_help_everywhere(command: list[str], capsys: pytest.CaptureFixture[
         (["unlearn", "--recipe", "smoke", "--gate", "forget.rogueL <= 1"], "rougeL"),
         (["unlearn", "--recipe", "smoke", "--gate", "frget.rougeL <= 1"], "forget"),
         (["unlearn", "--recipe", "smoke", "--set", "optimizer.brigde=1"], "bridge"),
-        (["unlearn", "--recipe", "smoke", "--set", "optimiser.lr=1"], "optimizer"),
+        (["unlearn", "--recipe", "smoke", "--set", "optimizer.lr=1"], "optimizer"),
     ],
 )
 def test_a_slip_is_answered_with_what_was_meant(
@@ -117,7 +117,7 @@ def test_a_mistyped_file_is_answered_with_the_one_beside_it(
     )
 
 
-# --- colours
+# --- colors
 
 
 def on_a_terminal(arguments: Sequence[object], **environment: str) -> bytes:
@@ -154,7 +154,7 @@ def run(town: Path, tmp_path: Path) -> list[object]:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_no_color_leaves_no_colour_anywhere(run: list[object], tmp_path: Path) -> None:
+def test_no_color_leaves_no_color_anywhere(run: list[object], tmp_path: Path) -> None:
     for arguments in (
         run,  # panel, notes, tables
         ["unlearn", "--recipe", "smok"],  # an error
@@ -163,13 +163,13 @@ def test_no_color_leaves_no_colour_anywhere(run: list[object], tmp_path: Path) -
     ):
         written = on_a_terminal(arguments, NO_COLOR="1")
         assert written
-        assert not COLOUR.findall(written), arguments
+        assert not COLOR.findall(written), arguments
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
-def test_a_terminal_has_colours_and_a_dumb_one_has_not_even_styles() -> None:
+def test_a_terminal_has_colors_and_a_dumb_one_has_not_even_styles() -> None:
     wrong = ["unlearn", "--recipe", "smok"]
-    assert COLOUR.findall(on_a_terminal(wrong))
+    assert COLOR.findall(on_a_terminal(wrong))
     assert not STYLE.findall(on_a_terminal(wrong, TERM="dumb"))
 
 

@@ -168,7 +168,7 @@ def test_two_tasks_have_nothing_to_forget_and_are_judged_by_what_they_keep(small
     outcome, losses = run(asked, tmp_path / "run")
     assert outcome.knew is None
     assert losses.keys() == {"task_a", "task_b"}
-    gates = [judgement.gate for judgement in outcome.judgements]
+    gates = [judgment.gate for judgment in outcome.judgments]
     assert gates == ["task_a.rougeL >= 0.9*before", "task_b.rougeL >= 0.9*before", "utility >= 0.5*before"]
     assert "forget" not in outcome.verdict.lower()
     assert outcome.to_json()["model_knew_forget_rows"] is None
@@ -179,7 +179,7 @@ def test_two_tasks_have_nothing_to_forget_and_are_judged_by_what_they_keep(small
 def test_a_loss_that_takes_rows_away_is_judged_as_such_under_any_name(small: Path, tmp_path: Path) -> None:
     outcome, _ = run(config(small, {"safety": {"loss": "idk"}, "helpfulness": {"loss": "gd"}}), tmp_path / "run")
     assert outcome.knew is True
-    assert "safety.rougeL <= 0.25*before" in [judgement.gate for judgement in outcome.judgements]
+    assert "safety.rougeL <= 0.25*before" in [judgment.gate for judgment in outcome.judgments]
     assert outcome.after.sets["safety"]["rougeL"].better == "lower"
 
 

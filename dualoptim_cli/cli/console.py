@@ -31,7 +31,7 @@ def emit(value: Any) -> None:
 
 
 def show(*things: Any) -> None:
-    """Write tables for a person to stderr, in colour where the terminal has it; a string is a line, however long."""
+    """Write tables for a person to stderr, in color where the terminal has it; a string is a line, however long."""
     from rich.text import Text
 
     from dualoptim_cli.text import safe

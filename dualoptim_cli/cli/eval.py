@@ -201,8 +201,8 @@ def _show(found: Evaluation, against: str | None, out: Path | None) -> None:
     show(scores(sides, width=width))
     if found.results.attacks:
         show(attacks(found.before, found.results, names=("against" if against else "before", "model"), width=width))
-    if found.judgements:
-        show(gates(found.judgements, width=width))
+    if found.judgments:
+        show(gates(found.judgments, width=width))
         show(found.verdict)
     if out is not None:
         show(f"The results are in {out}.")

@@ -291,7 +291,7 @@ def _show_outcome(outcome: Outcome) -> None:
     show(before_after(outcome.before, outcome.after, outcome.reference, width=width))
     if outcome.after.attacks:
         show(attacks(outcome.before, outcome.after, width=width))
-    show(gates(outcome.judgements, width=width))
+    show(gates(outcome.judgments, width=width))
     show(outcome.verdict)
     if outcome.weights.name == "adapter":
         merge = f"dualopt merge-lora --adapter {outcome.out} --out MODEL"

@@ -66,7 +66,7 @@ class Encoded:
 
 
 class Encoder:
-    """Writes records in a template and tokenises prompt and answer as one text.
+    """Writes records in a template and tokenizes prompt and answer as one text.
 
     A token that reaches over the boundary belongs to the answer. Of a plain text every token counts but the first,
     which nothing predicts. `long_rows` says what becomes of rows over `max_length` tokens; `stride` is how many
@@ -119,7 +119,7 @@ class Encoder:
         """
         faults = Faults("The data")
         encoded = []
-        for record, whole in zip(records, self._tokenise(records, answers), strict=True):
+        for record, whole in zip(records, self._tokenize(records, answers), strict=True):
             try:
                 encoded.append(self._fit(whole))
             except BadRow as fault:
@@ -140,7 +140,7 @@ class Encoder:
         runs = tuple((start, min(end, limit)) for start, end in whole.runs if start < limit)
         return Encoded(whole.ids[:limit], runs, size - limit)
 
-    def _tokenise(self, records: Sequence[Record], answers: Sequence[str] | None) -> list[Encoded]:
+    def _tokenize(self, records: Sequence[Record], answers: Sequence[str] | None) -> list[Encoded]:
         """Every record at its full length, in one call of the tokenizer."""
         replaced: Sequence[str | None] = [None] * len(records) if answers is None else answers
         rendered, faults = [], Faults("The data")
@@ -166,7 +166,7 @@ class Encoder:
 
     def whole(self, records: Sequence[Record]) -> list[Encoded]:
         """Tokens and labels of each record at its full length, however long."""
-        return self._tokenise(records, None)
+        return self._tokenize(records, None)
 
     def _render(self, record: Record, answer: str | None) -> Rendered:
         if not record.prompt and not record.messages:

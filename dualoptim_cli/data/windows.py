@@ -12,7 +12,7 @@ from dualoptim_cli.data.encode import Encoded, Encoder
 from dualoptim_cli.data.records import Records
 
 AT_ONCE = 64  # rows a call of the tokenizer
-UNASKED = 16_000_000  # characters: larger texts take minutes to tokenise, so they are split only when that is asked for
+UNASKED = 16_000_000  # characters: larger texts take minutes to tokenize, so they are split only when that is asked for
 
 
 def splits(records: Records, encoder: Encoder) -> bool:

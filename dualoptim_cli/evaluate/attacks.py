@@ -23,7 +23,7 @@ from dualoptim_cli.evaluate.generate import Advance
 from dualoptim_cli.evaluate.metrics import METRICS, Row
 from dualoptim_cli.evaluate.observe import Observer, Question, questions
 from dualoptim_cli.evaluate.results import Score, Sets
-from dualoptim_cli.evaluate.rounding import ROUNDINGS, is_quantised, lacking, round_weights
+from dualoptim_cli.evaluate.rounding import ROUNDINGS, is_quantized, lacking, round_weights
 from dualoptim_cli.evaluate.scores import score_set, set_seed
 from dualoptim_cli.events import OnEvent
 from dualoptim_cli.objectives.heads import device_of
@@ -157,12 +157,12 @@ def attack_passes(names: Collection[str], rows: int) -> int:
     return sum(ATTACKS[name].passes * rows + relearning * name.startswith("relearn") for name in names)
 
 
-def lacks(name: str, sets: Collection[str], *, quantised: bool = False, retain: str = "retain") -> str:
+def lacks(name: str, sets: Collection[str], *, quantized: bool = False, retain: str = "retain") -> str:
     """Return why an attack cannot be tried on these sets and such a model; an empty string if it can."""
     if name == "relearn-retain" and retain not in sets:
         return "there are no retain rows"
-    if name in ROUNDINGS and quantised:
-        return "the weights are quantised as it is; attack what dualopt merge-lora makes of them"
+    if name in ROUNDINGS and quantized:
+        return "the weights are quantized as it is; attack what dualopt merge-lora makes of them"
     return lacking(name)
 
 
@@ -196,7 +196,7 @@ def attack(
 
     found: dict[str, Sets] = {}
     for name in names:
-        if reason := lacks(name, sets, quantised=is_quantised(model), retain=retain):
+        if reason := lacks(name, sets, quantized=is_quantized(model), retain=retain):
             found[name] = {each: _nothing(name, reason) for each in asked}
             continue
         total = sum(len(of_set) for of_set in asked.values()) * ATTACKS[name].passes
@@ -248,10 +248,10 @@ def fine_tune(model: Any, rows: Sequence[Encoded], *, steps: int, lr: float, see
 def _copy(model: Any) -> Any:
     """Return a copy to tamper with, adapters merged into it: that is what an attacker holds.
 
-    A quantised base keeps its adapters, since merging would round what was trained; relearning then trains those.
+    A quantized base keeps its adapters, since merging would round what was trained; relearning then trains those.
     """
     copied = copy.deepcopy(model)
-    mergeable = hasattr(copied, "merge_and_unload") and not is_quantised(copied)
+    mergeable = hasattr(copied, "merge_and_unload") and not is_quantized(copied)
     return copied.merge_and_unload() if mergeable else copied
 
 

@@ -62,7 +62,7 @@ class Scope:
     has_reference: bool = False
     judges: Collection[str] = ()
     harness: Collection[str] = ()
-    quantised: bool = False
+    quantized: bool = False
 
     def lacks(self, need: str) -> bool:
         return {
@@ -99,7 +99,7 @@ WAYS_OUT = {
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
+class Judgment:
     """A gate's verdict: the score with its interval, the bound it was held against, and whether it holds.
 
     `sure` tells whether the whole interval lies on the side of the verdict. A score or bound that is n/a fails,
@@ -185,7 +185,7 @@ def default_gates(before: Results, *, forget: Collection[str] = ("forget",), uns
 
 def judge(
     gates: Sequence[Gate], after: Results, *, before: Results | None, reference: Results | None = None
-) -> list[Judgement]:
+) -> list[Judgment]:
     """Hold each gate against what was measured.
 
     The utility floor is always among them: half of what it was before, or of the reference's where no before is
@@ -196,10 +196,10 @@ def judge(
     return [_judge(gate, after, {"before": before, "reference": reference}) for gate in every]
 
 
-def _judge(gate: Gate, after: Results, others: Mapping[str, Results | None]) -> Judgement:
+def _judge(gate: Gate, after: Results, others: Mapping[str, Results | None]) -> Judgment:
     score = _found(after, gate.path)
     if score.value is None:
-        return Judgement(gate.text, False, reason=f"{gate.path} is n/a: {score.reason}")
+        return Judgment(gate.text, False, reason=f"{gate.path} is n/a: {score.reason}")
     known = (score.value, score.low, score.high)
     bound = gate.constant
     for name, weight in (("before", gate.before), ("reference", gate.reference)):
@@ -207,13 +207,13 @@ def _judge(gate: Gate, after: Results, others: Mapping[str, Results | None]) -> 
             continue
         other = _found(others[name], unattacked(gate.path))
         if other.value is None:
-            return Judgement(gate.text, False, *known, reason=f"{name} is n/a: {other.reason}")
+            return Judgment(gate.text, False, *known, reason=f"{name} is n/a: {other.reason}")
         bound += weight * other.value
     holds = OPERATORS[gate.operator]
     passed = holds(score.value, bound)
     ends = [end for end in (score.low, score.high) if end is not None]
     sure = bool(ends) and all(holds(end, bound) == passed for end in ends)
-    return Judgement(gate.text, passed, *known, bound, sure)
+    return Judgment(gate.text, passed, *known, bound, sure)
 
 
 def _found(results: Results | None, path: str) -> Score:
@@ -243,7 +243,7 @@ def _check_path(gate: Gate, scope: Scope) -> None:
             _known(gate, f"score of the attack {attack}", metric, ATTACKS[attack].metrics)
             _expect(
                 gate,
-                not (reason := lacks(attack, scope.sets, quantised=scope.quantised)),
+                not (reason := lacks(attack, scope.sets, quantized=scope.quantized)),
                 f"cannot be measured: {reason}",
             )
         case _:

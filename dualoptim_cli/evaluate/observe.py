@@ -47,7 +47,7 @@ class Question:
 
 
 def questions(examples: Examples, numbers: Sequence[int]) -> list[Question]:
-    """Tokenise the rows of these numbers and all of their answers."""
+    """Tokenize the rows of these numbers and all of their answers."""
     encoder = examples.encoder
     records = [examples.record(number) for number in numbers]
     others = [(*record.paraphrased, *record.perturbed) for record in records]

@@ -59,7 +59,7 @@ def lacking(name: str) -> str:
     return ""
 
 
-def is_quantised(model: nn.Module) -> bool:
+def is_quantized(model: nn.Module) -> bool:
     """Whether the model's linear weights rest as codes of bitsandbytes already."""
     kinds = {type(module).__name__ for module in model.modules()}
     return bool(kinds & {"Linear4bit", "Linear8bitLt"})

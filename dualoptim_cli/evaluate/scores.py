@@ -13,7 +13,7 @@ import numpy as np
 from dualoptim_cli.evaluate.metrics import LACKING, METRICS, SIGNALS, Row, truth
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.evaluate.stats import Array, bootstrap
-from dualoptim_cli.evaluate.summary import UNSEEN, membership, score_of, summarise
+from dualoptim_cli.evaluate.summary import UNSEEN, membership, score_of, summarize
 
 
 def score_rows(
@@ -38,7 +38,7 @@ def score_rows(
     for name in forget:
         if name in sets:
             sets[name] |= membership(values, name, set_seed(seed, name))
-    summary = summarise(drawn, values, forget=forget, reference=reference, seed=set_seed(seed, ""))
+    summary = summarize(drawn, values, forget=forget, reference=reference, seed=set_seed(seed, ""))
     return Results(sets, summary, settings=settings or {}, values=values)
 
 

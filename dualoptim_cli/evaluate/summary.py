@@ -38,7 +38,7 @@ SUMMARY = (
 """The scores of a model as a whole."""
 
 
-def summarise(
+def summarize(
     drawn: Drawn, values: Values, *, forget: Collection[str], reference: Results | None, seed: list[int]
 ) -> dict[str, Score]:
     """Return the scores of the model as a whole. The first set named in `forget` is the one they speak of."""

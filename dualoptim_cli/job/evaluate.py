@@ -33,7 +33,7 @@ from dualoptim_cli.objectives import forgotten
 
 if TYPE_CHECKING:
     from dualoptim_cli.data import Records
-    from dualoptim_cli.evaluate.gates import Gate, Judgement
+    from dualoptim_cli.evaluate.gates import Gate, Judgment
     from dualoptim_cli.evaluate.results import Results, Sets
     from dualoptim_cli.model.load import Loaded, Located
 
@@ -60,18 +60,18 @@ class Evaluation:
     results: Results
     before: Results | None
     reference: Results | None
-    judgements: tuple[Judgement, ...]
+    judgments: tuple[Judgment, ...]
     seconds: float
 
     @property
     def passed(self) -> bool:
         """Whether every gate holds."""
-        return all(judgement.passed for judgement in self.judgements)
+        return all(judgment.passed for judgment in self.judgments)
 
     @property
     def verdict(self) -> str:
         """One line on the gates; empty without any."""
-        return count_gates(self.judgements)
+        return count_gates(self.judgments)
 
     def to_json(self) -> dict[str, Any]:
         """The machine-readable result of `dualopt eval --json`, and what `--against` reads."""
@@ -79,7 +79,7 @@ class Evaluation:
             "model": self.model,
             "verdict": self.verdict,
             "passed": self.passed,
-            "gates": [judgement.to_json() for judgement in self.judgements],
+            "gates": [judgment.to_json() for judgment in self.judgments],
             "seconds": round(self.seconds, 3),
             "results": self.results.to_json(),
             "against": self.before and self.before.to_json(),
@@ -124,8 +124,8 @@ def evaluate(config: RunConfig, asked: Asked = Asked(), *, on_event: OnEvent = l
         config, attacks, examples, loaded, results, on_event, forget=forget, width=inputs.model.width
     )
     results = replace(results, sets={**results.sets, **harness(loaded)})
-    judgements = _judge(config, gates, results, _before_the_run(config, asked, results) or before, reference, forget)
-    return Evaluation(config.model.name, results, before, reference, judgements, time.perf_counter() - begun)
+    judgments = _judge(config, gates, results, _before_the_run(config, asked, results) or before, reference, forget)
+    return Evaluation(config.model.name, results, before, reference, judgments, time.perf_counter() - begun)
 
 
 def _open(config: RunConfig, asked: Asked, on_event: OnEvent) -> _Inputs:
@@ -232,7 +232,7 @@ def _check(config: RunConfig, asked: Asked, inputs: _Inputs) -> list[Gate]:
         has_reference=config.eval.reference is not None,
         judges=asked_judges(config),
         harness=asked.lm_eval,
-        quantised=config.model.load_in is not None,
+        quantized=config.model.load_in is not None,
     )
     with collected(faults):
         gates = check_evaluation(config, scope)
@@ -326,7 +326,7 @@ def _judge(
     before: Results | None,
     reference: Results | None,
     forget: Sequence[str],
-) -> tuple[Judgement, ...]:
+) -> tuple[Judgment, ...]:
     """Hold the gates that were asked for; a run without gates of its own is held against the default ones."""
     from dualoptim_cli.evaluate.gates import judge
 

@@ -74,7 +74,7 @@ def open_inputs(config: RunConfig, on_event: OnEvent, *, weights: bool = True) -
 def encode(
     config: RunConfig, records: Mapping[str, Records], tokenizer: PreTrainedTokenizerFast, on_event: OnEvent
 ) -> dict[str, Examples]:
-    """The records as examples, which are tokenised when they are asked for."""
+    """The records as examples, which are tokenized when they are asked for."""
     from dualoptim_cli.data import Encoder, Examples
 
     settings = config.data.model_dump(include={"template", "max_length", "long_rows", "stride"})

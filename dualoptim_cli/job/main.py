@@ -33,7 +33,7 @@ from dualoptim_cli.objectives import forgotten
 from dualoptim_cli.recipes import to_yaml
 
 if TYPE_CHECKING:
-    from dualoptim_cli.evaluate.gates import Judgement
+    from dualoptim_cli.evaluate.gates import Judgment
     from dualoptim_cli.evaluate.results import Results
     from dualoptim_cli.record.folder import RunFolder
 
@@ -45,7 +45,7 @@ class Outcome:
     out: Path
     before: Results
     after: Results
-    judgements: tuple[Judgement, ...]
+    judgments: tuple[Judgment, ...]
     verdict: str
     knew: bool | None  # None: no objective takes rows away
     steps: int
@@ -55,7 +55,7 @@ class Outcome:
     @property
     def passed(self) -> bool:
         """Whether every gate holds."""
-        return all(judgement.passed for judgement in self.judgements)
+        return all(judgment.passed for judgment in self.judgments)
 
     @property
     def weights(self) -> Path:
@@ -69,7 +69,7 @@ class Outcome:
             "model": str(self.weights),
             "verdict": self.verdict,
             "passed": self.passed,
-            "gates": [judgement.to_json() for judgement in self.judgements],
+            "gates": [judgment.to_json() for judgment in self.judgments],
             "model_knew_forget_rows": self.knew,
             "steps": self.steps,
             "seconds": round(self.seconds, 3),
@@ -216,12 +216,12 @@ def _unlearn(
         after = measure_sets(config, examples, loaded, "Measuring after", hear, reference=reference, forget=forget)
         after = attack_model(config, attacks, examples, loaded, after, hear, forget=forget, width=located.width)
         held = gates or usual_gates(before, knew=knew, forget=forget)
-        judgements = tuple(judge(held, after, before=before, reference=reference))
-        verdict = tell(before, judgements, knew=knew, forget=forget)
+        judgments = tuple(judge(held, after, before=before, reference=reference))
+        verdict = tell(before, judgments, knew=knew, forget=forget)
         if trained.stopped:
             verdict = f"{trained.stopped.message} {verdict}"
         seconds = time.perf_counter() - begun
-        outcome = Outcome(folder.path, before, after, judgements, verdict, knew, trained.steps, seconds, reference)
+        outcome = Outcome(folder.path, before, after, judgments, verdict, knew, trained.steps, seconds, reference)
         found = outcome.to_json()
         folder.write_metrics({key: found[key] for key in found if key not in {"out", "model", "seconds"}})
         with phase("Writing the record", hear), disk_errors_as_user_error("The record", folder.path):

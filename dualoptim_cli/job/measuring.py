@@ -17,7 +17,7 @@ from dualoptim_cli.plan import Plan, auto_lr
 
 if TYPE_CHECKING:
     from dualoptim_cli.data import Examples, Records
-    from dualoptim_cli.evaluate.gates import Gate, Judgement, Scope
+    from dualoptim_cli.evaluate.gates import Gate, Judgment, Scope
     from dualoptim_cli.evaluate.judges import Judge
     from dualoptim_cli.evaluate.results import Results, Sets
     from dualoptim_cli.model.load import Loaded, Located
@@ -67,7 +67,7 @@ def scope_of(config: RunConfig) -> Scope:
         sets=(*config.objectives, *(name for name, source in more.items() if source)),
         has_reference=config.eval.reference is not None,
         judges=asked_judges(config),
-        quantised=config.model.load_in is not None,
+        quantized=config.model.load_in is not None,
     )
 
 
@@ -261,10 +261,10 @@ def attack_model(
 
 
 def tell(
-    before: Results, judgements: Sequence[Judgement], *, knew: bool | None, forget: Collection[str] = ("forget",)
+    before: Results, judgments: Sequence[Judgment], *, knew: bool | None, forget: Collection[str] = ("forget",)
 ) -> str:
     """One line of verdict: whether there was anything to forget, and how many gates hold."""
-    word = count_gates(judgements)
+    word = count_gates(judgments)
     if knew is not False:
         return word
     recall = max(_recall(before, name) for name in forget)
@@ -273,12 +273,12 @@ def tell(
     )
 
 
-def count_gates(judgements: Sequence[Judgement]) -> str:
+def count_gates(judgments: Sequence[Judgment]) -> str:
     """How many gates hold, and which do not; nothing when there are none."""
-    failed = [judgement.gate for judgement in judgements if not judgement.passed]
+    failed = [judgment.gate for judgment in judgments if not judgment.passed]
     if failed:
-        return f"{len(failed)} of {len(judgements)} gates failed: {'; '.join(failed)}."
-    return f"All {len(judgements)} gates hold." if judgements else ""
+        return f"{len(failed)} of {len(judgments)} gates failed: {'; '.join(failed)}."
+    return f"All {len(judgments)} gates hold." if judgments else ""
 
 
 def usual_gates(before: Results, *, knew: bool | None, forget: Collection[str] = ("forget",)) -> list[Gate]:

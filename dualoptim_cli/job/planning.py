@@ -27,7 +27,7 @@ Sizes = Mapping[int, tuple[tuple[int, int], ...]]
 def plan_inputs(
     config: RunConfig, records: Mapping[str, Records], located: Located, *, out: Path | None, on_event: OnEvent
 ) -> tuple[dict[str, Examples], Plan, Schedule, dict[str, Sizes]]:
-    """Tokenise what a run will draw and plan it by that: examples, plan, schedule, and the size of each row drawn.
+    """Tokenize what a run will draw and plan it by that: examples, plan, schedule, and the size of each row drawn.
 
     Needs the model's tokenizer and config.json alone, so it comes before the model is loaded.
     """
@@ -39,7 +39,7 @@ def plan_inputs(
     schedule = make_schedule(config, examples, batch_size=first.batch_size)
     sizes: dict[str, Sizes] = {}
     faults: list[UserError] = []
-    with phase("Tokenising the rows", on_event):
+    with phase("Tokenizing the rows", on_event):
         for name in schedule.turns:
             with collected(faults):
                 sizes[name] = _sizes(config, name, examples[name], sorted(schedule.rows_used(name, first.steps)))

@@ -23,7 +23,7 @@ from dualoptim_cli.report.page import draw
 
 if TYPE_CHECKING:
     from dualoptim_cli.data import Records
-    from dualoptim_cli.evaluate.gates import Judgement
+    from dualoptim_cli.evaluate.gates import Judgment
     from dualoptim_cli.evaluate.results import Results
     from dualoptim_cli.model.load import Loaded, Located
     from dualoptim_cli.plan import Plan
@@ -61,7 +61,7 @@ class Found(Protocol):
     @property
     def after(self) -> Results: ...
     @property
-    def judgements(self) -> Sequence[Judgement]: ...
+    def judgments(self) -> Sequence[Judgment]: ...
     @property
     def passed(self) -> bool: ...
     @property
@@ -158,7 +158,7 @@ class Recording:
             steps=found.steps,
             data=data,
             metrics={side: results.to_json() for side, results in measured.items() if results is not None},
-            gates=tuple(found.judgements),
+            gates=tuple(found.judgments),
             files={**known, **ledger.entries(self.run, [name for name in names if name not in known and name != PAGE])},
         )
         write_atomic(self.run / PAGE, draw(self.run, record))

@@ -1,4 +1,4 @@
-"""A located model becomes a model and its tokenizer in memory: without pickles or remote code, quantised if asked."""
+"""A located model becomes a model and its tokenizer in memory: without pickles or remote code, quantized if asked."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def load(
     """Load model and tokenizer from a located folder, fetching a hub model's weights first.
 
     `dtype` "auto" is bfloat16 on CUDA and float32 elsewhere; `device` "auto" is CUDA where there is one. `load_in`
-    "4bit" or "8bit" quantises the base on the way. Adapters are added to the weights, in float32 and rounded once;
-    with `keep_adapters` or a quantised base they stay beside them, frozen.
+    "4bit" or "8bit" quantizes the base on the way. Adapters are added to the weights, in float32 and rounded once;
+    with `keep_adapters` or a quantized base they stay beside them, frozen.
     """
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -119,10 +119,10 @@ def _read(
 
 
 def quantization(load_in: str, dtype: torch.dtype, device: torch.device) -> Any:
-    """What transformers is asked for: nf4 with doubly quantised scales, or int8; the head stays as it is."""
+    """What transformers is asked for: nf4 with doubly quantized scales, or int8; the head stays as it is."""
     from transformers import BitsAndBytesConfig
 
-    raise_all(cannot_quantise(load_in, device.type))
+    raise_all(cannot_quantize(load_in, device.type))
     make: Any = BitsAndBytesConfig
     if load_in == "8bit":
         return make(load_in_8bit=True)
@@ -142,8 +142,8 @@ def _keep_differentiable(model: Any) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def cannot_quantise(load_in: str, device: str) -> list[UserError]:
-    """Why a base cannot be quantised here, if so."""
+def cannot_quantize(load_in: str, device: str) -> list[UserError]:
+    """Why a base cannot be quantized here, if so."""
     from importlib.metadata import PackageNotFoundError, version
 
     flag = f"--load-in-{load_in}"
@@ -154,7 +154,7 @@ def cannot_quantise(load_in: str, device: str) -> list[UserError]:
         return [UserError(f"{flag} needs bitsandbytes, which is not installed.", hint)]
     if tuple(int(part) for part in have.split(".")[:2]) < OLDEST_BITSANDBYTES:
         hint = f"pip install 'bitsandbytes>={'.'.join(map(str, OLDEST_BITSANDBYTES))}'"
-        return [UserError(f"{flag}: bitsandbytes {have} cannot train over quantised weights on every device.", hint)]
+        return [UserError(f"{flag}: bitsandbytes {have} cannot train over quantized weights on every device.", hint)]
     if device.partition(":")[0] not in {"auto", "cpu", "cuda"}:
         return [UserError(f"{flag}: bitsandbytes has no kernels for {device}.", "Use --device cpu or cuda.")]
     return []

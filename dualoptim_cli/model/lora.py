@@ -19,7 +19,7 @@ from dualoptim_cli.model.apply import (
     peft_settings,
     silence_peft,
 )
-from dualoptim_cli.model.load import Loaded, cannot_quantise
+from dualoptim_cli.model.load import Loaded, cannot_quantize
 from dualoptim_cli.model.locate import locate_adapter
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ ALL_LINEAR = "all-linear"
 
 
 def check_adapting(model: ModelConfig, lora: LoraConfig | None) -> None:
-    """Raise every fault of a run's adapter and quantisation settings that can be found without the model."""
+    """Raise every fault of a run's adapter and quantization settings that can be found without the model."""
     faults: list[UserError] = []
     if model.load_in:
-        faults += cannot_quantise(model.load_in, model.device)
+        faults += cannot_quantize(model.load_in, model.device)
         if lora is None:
             reason = (
-                f"--load-in-{model.load_in}: a quantised base cannot be trained itself, its codes have no gradient."
+                f"--load-in-{model.load_in}: a quantized base cannot be trained itself, its codes have no gradient."
             )
             faults.append(UserError(reason, "Add --lora to train an adapter over it, or leave the flag out."))
     if lora and lora.adapter:
@@ -88,9 +88,9 @@ def attach(
 
 
 def check_trainable(loaded: Loaded) -> None:
-    """Refuse to train the weights of a model whose folder holds them quantised."""
+    """Refuse to train the weights of a model whose folder holds them quantized."""
     if getattr(loaded.model, "is_quantized", False):
-        reason = "holds quantised weights, which cannot be trained themselves: their codes have no gradient"
+        reason = "holds quantized weights, which cannot be trained themselves: their codes have no gradient"
         raise UserError(f"{loaded.base} {reason}.", "Add --lora, or give the full-precision model.")
 
 
@@ -125,7 +125,7 @@ def find_targets(model: Any, asked: str | Sequence[str]) -> list[str]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    """Linear layers, bitsandbytes' quantised ones among them, and GPT-2's Conv1D, which is one turned around."""
+    """Linear layers, bitsandbytes' quantized ones among them, and GPT-2's Conv1D, which is one turned around."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 

@@ -93,7 +93,7 @@ def locate_chain(
     start = found[0]
     if start.settings.get("quantization_config"):
         hint = "Name the full-precision model that it was made of with --base."
-        raise UserError(f"{start.base} holds quantised weights.", hint)
+        raise UserError(f"{start.base} holds quantized weights.", hint)
     return replace(start, adapters=tuple(chain)), left_out
 
 

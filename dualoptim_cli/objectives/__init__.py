@@ -1,4 +1,4 @@
-"""What a model can be trained towards: the objectives, their options and what each needs. No torch here."""
+"""What a model can be trained toward: the objectives, their options and what each needs. No torch here."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def ga(answer: Likelihood) -> Tensor:
 
 
 def npo(answer: Likelihood, answer_reference: Tensor, *, beta: float) -> Tensor:
-    """Negative preference optimisation: −(2/β) log σ(β(N − N_ref)) (rows,), by rows. Zhang et al. 2024."""
+    """Negative preference optimization: −(2/β) log σ(β(N − N_ref)) (rows,), by rows. Zhang et al. 2024."""
     return 2 / beta * softplus(-beta * (answer.total - answer_reference))
 
 

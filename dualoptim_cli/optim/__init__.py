@@ -65,7 +65,7 @@ def build_optimizer(
 
     None means the optimizer's own default, as does state_bits 32 (`adamw-8bit` says its bits in its name).
     Rates are absolute; those by objective are kept as ratios to `lr`, so that a scheduler drives them all.
-    Raises UserError on an unknown name, and on any setting that the chosen optimizer cannot honour.
+    Raises UserError on an unknown name, and on any setting that the chosen optimizer cannot honor.
     """
     if name not in OPTIMIZERS:
         raise UserError(f'optimizer.name: there is no "{name}".', did_you_mean(name, tuple(OPTIMIZERS)))
@@ -93,7 +93,7 @@ def build_optimizer(
 
 
 def settings_of(name: str) -> frozenset[str]:
-    """The settings that an optimizer of the table can honour."""
+    """The settings that an optimizer of the table can honor."""
     parameters = inspect.signature(OPTIMIZERS[name]).parameters.values()
     extra = front.Settings.__annotations__ if any(p.kind is p.VAR_KEYWORD for p in parameters) else {}
     return frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) | frozenset(extra)

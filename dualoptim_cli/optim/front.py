@@ -72,7 +72,7 @@ class DualMuon(DualOptimizer):
     """DualOptim+ in its Muon form: 2-D hidden weights by Newton–Schulz, everything else as in DualAdamW.
 
     `params` are (name, tensor) pairs: names tell embeddings and heads from hidden weights. For the hidden
-    ones, `beta` is the one decay of delta and base, and the step is the orthogonalised dual average, scaled
+    ones, `beta` is the one decay of delta and base, and the step is the orthogonalized dual average, scaled
     as torch.optim.Muon's "match_rms_adamw" does, since `lr` is sized for Adam. The other settings are
     those of DualAdamW; norms and biases do not decay. The paper's Algorithm 2 was not at hand: that the
     average is taken before Newton–Schulz, without Nesterov's look-ahead, and the scale, are inferred.

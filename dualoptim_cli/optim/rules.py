@@ -123,7 +123,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
-    """Push all singular values of a matrix towards 1 (to about 0.7–1.2) by Newton–Schulz iteration.
+    """Push all singular values of a matrix toward 1 (to about 0.7–1.2) by Newton–Schulz iteration.
 
     The quintic of K. Jordan's Muon, in bfloat16 on CUDA and in the matrix's own precision elsewhere.
     """

@@ -1,6 +1,6 @@
 """How a moment rests between steps: as it is, or as 8-bit codes. Knows no optimizer and no rule.
 
-The 8-bit form is block-wise dynamic quantisation (Dettmers et al., arXiv 2110.02861), with the code map of
+The 8-bit form is block-wise dynamic quantization (Dettmers et al., arXiv 2110.02861), with the code map of
 bitsandbytes: blocks of 256 numbers share one float32 scale, their largest magnitude; each number rests as the
 nearest of 256 values in [−1, 1] that are dense near zero.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 BLOCK = 256
 DECADES = 7  # from 1e-7 to 1; decade i has 2^i cells, or twice that where no code is spent on signs
-LOW = 15  # bits of a float32 that tell neighbours apart, below those that name its range
+LOW = 15  # bits of a float32 that tell neighbors apart, below those that name its range
 LOWER = (1 << LOW) - 1
 
 

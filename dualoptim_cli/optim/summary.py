@@ -86,7 +86,7 @@ class StateSummary:
 def summarize_state(
     source: Source, first: str | None = None, second: str | None = None, *, sample: int = 1
 ) -> StateSummary:
-    """Summarise live or saved state tensor by tensor, a piece at a time.
+    """Summarize live or saved state tensor by tensor, a piece at a time.
 
     `first` and `second` are the objectives to compare; by default the first two that the optimizer was told of.
     Norms and cosines are of everything; shares (of signs, of the guard, of codes) may be of one in `sample` pieces.

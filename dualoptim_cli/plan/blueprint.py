@@ -36,12 +36,12 @@ ADAMW_8BIT_BLOCK, ADAMW_8BIT_LEAST = 256, 4096
 class Blueprint:
     """A `model` without weights, on the meta device, and what it comes to.
 
-    Bytes: `weights` at rest, with `constants` beside them where they are quantised; `trained`, of the parameters
+    Bytes: `weights` at rest, with `constants` beside them where they are quantized; `trained`, of the parameters
     that a run trains (and so of their gradients); `state`, of the optimizer by kind of number; `copy`, of the frozen
     model that some objectives compare with; `saved`, of what a run leaves (the model, or the adapter alone).
     `parameters` and `trainable` count numbers; `largest` counts those of the largest tensor that is trained,
-    `largest_packed` those of the largest that is quantised, which is unpacked whenever it is used. `dtype` is that of
-    the base where it is not quantised.
+    `largest_packed` those of the largest that is quantized, which is unpacked whenever it is used. `dtype` is that of
+    the base where it is not quantized.
     """
 
     model: nn.Module
@@ -68,7 +68,7 @@ def draw(config: RunConfig, folder: Path, *, device: str) -> Blueprint:
     with torch.device("meta"):
         model = _build(config, folder, dtype)
         base = [*model.parameters()]
-        packed = list(_quantised(model)) if config.model.load_in else []
+        packed = list(_quantized(model)) if config.model.load_in else []
         if config.model.load_in:
             for weight in base:
                 weight.requires_grad_(False)
@@ -136,7 +136,7 @@ def _rank(config: RunConfig) -> int:
     return int(read_adapter(locate_adapter(config.lora.adapter)).settings["r"])
 
 
-def _quantised(model: nn.Module) -> Iterator[Tensor]:
+def _quantized(model: nn.Module) -> Iterator[Tensor]:
     """The weights that bitsandbytes packs: those of all linear layers but the head."""
     head: Any = causal_lm(model).get_output_embeddings()
     for module in model.modules():
@@ -145,7 +145,7 @@ def _quantised(model: nn.Module) -> Iterator[Tensor]:
 
 
 def _constants(weight: Tensor, bits: int) -> int:
-    """What bitsandbytes keeps beside the codes of a matrix: nf4 with its scales quantised in turn, or int8 by row."""
+    """What bitsandbytes keeps beside the codes of a matrix: nf4 with its scales quantized in turn, or int8 by row."""
     if bits == 8:
         return 4 * weight.shape[0]
     scales = -(-weight.numel() // NF4_BLOCK)

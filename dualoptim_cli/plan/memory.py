@@ -29,7 +29,7 @@ from dualoptim_cli.plan.ledger import Ledger
 
 PARTS = (
     "weights",
-    "quantisation constants",
+    "quantization constants",
     "reference copy",
     "optimizer state",
     "gradients",
@@ -63,7 +63,7 @@ class Rows:
 class Memory:
     """Bytes of a training step by part, on the device that trains.
 
-    `resting` is there from the first step to the last: weights, quantisation constants, optimizer state, the
+    `resting` is there from the first step to the last: weights, quantization constants, optimizer state, the
     reference copy. `highest` has what each other part holds at its own worst moment, `at_peak` what it holds when
     the whole holds most, which is `moment`. `elsewhere` is the reference copy where it is on another device,
     `unknown` what the numbers lack, if anything.
@@ -131,7 +131,7 @@ def remember(config: RunConfig, blueprint: Blueprint, rows: Rows, *, accumulates
     return Memory(
         resting={
             "weights": blueprint.weights,
-            "quantisation constants": blueprint.constants,
+            "quantization constants": blueprint.constants,
             "reference copy": blueprint.copy if here else 0,
             "optimizer state": sum(blueprint.state.values()),
         },

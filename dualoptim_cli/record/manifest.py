@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from dualoptim_cli.evaluate.gates import Judgement
+from dualoptim_cli.evaluate.gates import Judgment
 from dualoptim_cli.evaluate.results import Results
 
 SCHEMA = 1
@@ -165,7 +165,7 @@ class Record(Part):
     model: Model
     data: dict[str, Data]
     metrics: dict[Literal["before", "after", "reference"], dict[str, Any] | None] = {}
-    gates: tuple[Judgement, ...] = ()
+    gates: tuple[Judgment, ...] = ()
     config: dict[str, Any]
     origins: dict[str, str] = {}
     chosen: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""Charts out of characters: areas, bars about a zero line, and their ASCII stand-ins. No colour, no state."""
+"""Charts out of characters: areas, bars about a zero line, and their ASCII stand-ins. No color, no state."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def _stack(levels: Sequence[int], rows: int, ramp: str) -> list[str]:
 
 
 def squeeze(values: Sequence[float], columns: int) -> list[float]:
-    """Average neighbours so that at most `columns` values remain, all groups of one size but the last."""
+    """Average neighbors so that at most `columns` values remain, all groups of one size but the last."""
     group = -(-len(values) // max(columns, 1))
     if group <= 1:
         return list(values)

@@ -20,13 +20,13 @@ MOST_COLUMNS = 60  # of a heat map
 class Curves:
     """Lines over the steps of a run; `bounds` fixes the vertical axis, else the values do.
 
-    `colour` is the place of the first line among the colours, so that an objective keeps its own in every figure.
+    `color` is the place of the first line among the colors, so that an objective keeps its own in every figure.
     """
 
     title: str
     series: Mapping[str, Sequence[Point]]
     bounds: tuple[float, float] | None = None
-    colour: int = 0
+    color: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +73,12 @@ def of_run(events: Iterable[Mapping[str, Any]]) -> list[Figure]:
     measured = [event for event in steps if _is_number(event.get("conflict"))]
     overall = [(float(event["step"]), float(event["conflict"])) for event in measured]
     figures: list[Figure] = [
-        Curves(f"Loss of {name}", {name: line}, colour=place)
+        Curves(f"Loss of {name}", {name: line}, color=place)
         for place, (name, line) in enumerate(_by_objective(steps, "losses").items())
     ]
     if overall:
         figures.append(
-            Curves("Conflict: cosine of the two directions", {"cosine": _thin(overall)}, (-1.0, 1.0), colour=3)
+            Curves("Conflict: cosine of the two directions", {"cosine": _thin(overall)}, (-1.0, 1.0), color=3)
         )
     if any(event.get("conflict_by_layer") for event in measured):
         figures.append(_by_layer(measured))
@@ -130,7 +130,7 @@ def _by_objective(steps: Sequence[Mapping[str, Any]], key: str) -> dict[str, lis
 
 
 def _thin(line: Sequence[Point]) -> list[Point]:
-    """At most `MOST_POINTS` points, neighbours averaged."""
+    """At most `MOST_POINTS` points, neighbors averaged."""
     steps, values = zip(*line, strict=True)
     return list(zip(squeeze(steps, MOST_POINTS), squeeze(values, MOST_POINTS), strict=True))
 

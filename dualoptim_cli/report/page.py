@@ -117,7 +117,7 @@ def _header(record: Mapping[str, Any]) -> str:
 
 
 def _verdict(verdict: Any) -> str:
-    """The verdict in its own words; what is said of gates is said in words and not by colour alone."""
+    """The verdict in its own words; what is said of gates is said in words and not by color alone."""
     if not verdict:
         return ""
     if not isinstance(verdict, Mapping):

@@ -214,7 +214,7 @@ def _conflict(progress: Progress, width: int, rows: int, glyphs: Glyphs) -> list
 
 
 def _layers(progress: Progress, width: int, rows: int, glyphs: Glyphs) -> list[Text]:
-    """The strip by layer: one column or more a layer, neighbours averaged where they are too many."""
+    """The strip by layer: one column or more a layer, neighbors averaged where they are too many."""
     names = [text.safe(name) for name in progress.conflict_by_layer]
     if not names:  # the place is kept, so that nothing moves when the first one comes
         return [*_two_sided(_head("by layer", "n/a"), [], width, rows, glyphs), Text()]

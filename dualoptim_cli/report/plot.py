@@ -36,7 +36,7 @@ def write(figure: Figure, path: Path) -> None:
 
 
 def alone(figure: Figure) -> str:
-    """The figure as an SVG document: with its title on it, and the page's colours in it."""
+    """The figure as an SVG document: with its title on it, and the page's colors in it."""
     style = files("dualoptim_cli.report").joinpath("page.css").read_text(encoding="utf-8")
     drawn = svg.draw(figure)
     box = drawn.partition('viewBox="0 0 ')[2].partition('"')[0]

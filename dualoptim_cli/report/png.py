@@ -11,7 +11,7 @@ from dualoptim_cli.evaluate.results import Score
 from dualoptim_cli.report.figures import Bars, Curves, Figure, HeatMap, Scatter
 
 INCHES, DOTS = (7.2, 3.2), 160
-COLOURS = ("#c8590a", "#1f78b4", "#2e8b57", "#7b5ea7", "#a0522d")
+COLORS = ("#c8590a", "#1f78b4", "#2e8b57", "#7b5ea7", "#a0522d")
 """Those of the page (`page.css`), in its order; the first two stand for against and along, too."""
 
 
@@ -67,8 +67,8 @@ def _draw(figure: Figure, sheet: Any) -> None:
 
 
 def _curves(figure: Curves, axes: Any) -> None:
-    for place, (name, line) in enumerate(figure.series.items(), start=figure.colour):
-        axes.plot(*zip(*line, strict=True), label=_plain(name), linewidth=1.4, color=_colour(place))
+    for place, (name, line) in enumerate(figure.series.items(), start=figure.color):
+        axes.plot(*zip(*line, strict=True), label=_plain(name), linewidth=1.4, color=_color(place))
     if figure.bounds:
         axes.set_ylim(figure.bounds)
         axes.axhline(0, color="gray", linewidth=0.8)
@@ -83,7 +83,7 @@ def _bars(figure: Bars, axes: Any) -> None:
     for label, group in figure.groups.items():
         for name, score in group.items():
             value = score.value or 0.0
-            axes.barh(place, value, 0.9, color=_colour(names.index(name)))
+            axes.barh(place, value, 0.9, color=_color(names.index(name)))
             if score.low is not None and score.high is not None:
                 axes.hlines(place, score.low, score.high, color="black", linewidth=1)
             labels.append((place, _plain(f"{label}  {name}")))
@@ -97,8 +97,8 @@ def _bars(figure: Bars, axes: Any) -> None:
 def _scatter(figure: Scatter, axes: Any) -> None:
     for place, (name, (x, y)) in enumerate(figure.points.items()):
         errors = [[[_reach(score, "low")], [_reach(score, "high")]] for score in (x, y)]
-        face = "none" if name in figure.hollow else _colour(place)
-        style = {"fmt": "o", "color": _colour(place), "markerfacecolor": face, "ecolor": "gray", "elinewidth": 1}
+        face = "none" if name in figure.hollow else _color(place)
+        style = {"fmt": "o", "color": _color(place), "markerfacecolor": face, "ecolor": "gray", "elinewidth": 1}
         axes.errorbar(x.value, y.value, xerr=errors[0], yerr=errors[1], label=_plain(name), **style)
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(figure.lowest, 1.0 + 0.02 * (1.0 - figure.lowest))
@@ -108,14 +108,14 @@ def _scatter(figure: Scatter, axes: Any) -> None:
     axes.legend(frameon=False, fontsize=8)
 
 
-def _colour(place: int) -> str:
-    return COLOURS[place % len(COLOURS)]
+def _color(place: int) -> str:
+    return COLORS[place % len(COLORS)]
 
 
 def _against_to_along() -> Any:
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("conflict", [COLOURS[0], "#ffffff", COLOURS[1]])
+    return LinearSegmentedColormap.from_list("conflict", [COLORS[0], "#ffffff", COLORS[1]])
 
 
 def _reach(score: Score, end: str) -> float:

@@ -1,7 +1,7 @@
 """Snapshots of an optimizer's state → tables for a console. Returned, never printed.
 
 Columns that do not fit are left out. Every name that a file brings passes `safe`; signs are written, so that nothing
-hangs on colour.
+hangs on color.
 """
 
 from __future__ import annotations
@@ -252,11 +252,11 @@ def _heat(value: float | None) -> Text:
 
 
 def _shade(value: float, strongest: str) -> str:
-    """Quiet near 0, else the colour of the sign: plain, bold, and then `strongest`."""
+    """Quiet near 0, else the color of the sign: plain, bold, and then `strongest`."""
     if abs(value) < 0.1:
         return QUIET
-    colour = AGREE if value > 0 else OPPOSE
-    return f"{colour} {strongest if abs(value) >= 0.75 else 'bold' if abs(value) >= 0.4 else ''}".strip()
+    color = AGREE if value > 0 else OPPOSE
+    return f"{color} {strongest if abs(value) >= 0.75 else 'bold' if abs(value) >= 0.4 else ''}".strip()
 
 
 def _change(before: Snapshot | None, now: Snapshot) -> Text:

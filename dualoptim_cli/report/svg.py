@@ -1,6 +1,6 @@
-"""Figures as SVG that stands in a page: no script, no outside font, colours from the page's own variables.
+"""Figures as SVG that stands in a page: no script, no outside font, colors from the page's own variables.
 
-Signs and sides can be read without colour: opposing cells are hatched, bars and lines are named beside them.
+Signs and sides can be read without color: opposing cells are hatched, bars and lines are named beside them.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def _curves(figure: Curves) -> str:
     xs, ys = [x for x, _ in points], [y for _, y in points]
     x_low, x_high = min(xs), max(xs)
     y_low, y_high = figure.bounds or (min(0.0, *ys), max(ys))
-    colours = [SERIES[(figure.colour + place) % len(SERIES)] for place in range(len(figure.series))]
-    legend = _legend(list(zip(colours, figure.series, strict=True)))
+    colors = [SERIES[(figure.color + place) % len(SERIES)] for place in range(len(figure.series))]
+    legend = _legend(list(zip(colors, figure.series, strict=True)))
     bottom, wide = TOP + PLOT_HEIGHT + (LEGEND if legend else 0), WIDTH - LEFT - RIGHT
 
     def across(x: float) -> float:
@@ -91,21 +91,21 @@ def _curves(figure: Curves) -> str:
         body.append(_text(across(value), bottom + 18, text.thousands(value), anchor="middle", kind="quiet"))
     if y_low < 0 < y_high:
         body.append(_line(LEFT, up(0), WIDTH - RIGHT, up(0)))
-    for colour, line in zip(colours, figure.series.values(), strict=True):
+    for color, line in zip(colors, figure.series.values(), strict=True):
         places = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in line)
-        body.append(f'<polyline points="{places}" class="curve" style="stroke:var({colour})"/>')
+        body.append(f'<polyline points="{places}" class="curve" style="stroke:var({color})"/>')
         if len(line) == 1:
             body.append(f'<circle cx="{across(line[0][0]):.1f}" cy="{up(line[0][1]):.1f}" r="3"/>')
     return _svg(figure.title, bottom + BOTTOM, body + legend)
 
 
 def _legend(entries: Sequence[tuple[str, str]]) -> list[str]:
-    """The colours and names of the lines, where there is more than one."""
+    """The colors and names of the lines, where there is more than one."""
     if len(entries) < 2:
         return []
     body, x = [], float(LEFT)
-    for colour, name in entries:
-        body.append(f'<rect x="{x:.1f}" y="{TOP - 4}" width="14" height="4" style="fill:var({colour})"/>')
+    for color, name in entries:
+        body.append(f'<rect x="{x:.1f}" y="{TOP - 4}" width="14" height="4" style="fill:var({color})"/>')
         body.append(_text(x + 20, TOP + 2, name))
         x += 44 + 7 * len(name)
     return body
@@ -131,8 +131,8 @@ def _heat_map(figure: HeatMap) -> str:
     ]
     for (strength, against), paths in sorted(cells.items()):
         path = "".join(paths)
-        colour = "--against" if against else "--along"
-        body.append(f'<path d="{path}" style="fill:var({colour})" fill-opacity="{strength / 10:.1f}"/>')
+        color = "--against" if against else "--along"
+        body.append(f'<path d="{path}" style="fill:var({color})" fill-opacity="{strength / 10:.1f}"/>')
         if against and strength > 1:
             body.append(f'<path d="{path}" fill="url(#against)"/>')
     every = max(1, math.ceil(13 / tall))
@@ -149,9 +149,9 @@ def _scale(y: float) -> list[str]:
     body, wide, start = [], 14, LEFT + 96
     body.append(_text(start - 8, y + 11, "against −1", anchor="end", kind="quiet"))
     for index, tenths in enumerate([*range(-10, 0, 2), *range(2, 11, 2)]):
-        colour = "--against" if tenths < 0 else "--along"
+        color = "--against" if tenths < 0 else "--along"
         box = f'x="{start + index * wide}" y="{y:.1f}" width="{wide}" height="14"'
-        body.append(f'<rect {box} style="fill:var({colour})" fill-opacity="{abs(tenths) / 10}"/>')
+        body.append(f'<rect {box} style="fill:var({color})" fill-opacity="{abs(tenths) / 10}"/>')
         if tenths < 0:
             body.append(f'<rect {box} fill="url(#against)"/>')
     return [*body, _text(start + 10 * wide + 8, y + 11, "+1 together", kind="quiet")]
@@ -179,12 +179,12 @@ def _scatter(figure: Scatter) -> str:
         body += [_text(place(value, low)[0], bottom + 18, f"{value:.3g}", anchor="middle", kind="quiet")]
     taken: list[tuple[float, float]] = []
     for number, (name, (x, y)) in enumerate(figure.points.items()):
-        colour = f"var({SERIES[number % len(SERIES)]})"
+        color = f"var({SERIES[number % len(SERIES)]})"
         at = place(x.value or 0.0, y.value or 0.0)
         for start, stop in _reaches(x, y):
             body.append(_line(*place(*start), *place(*stop), "whisker"))
-        fill = "var(--paper)" if name in figure.hollow else colour
-        body.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="5" style="fill:{fill};stroke:{colour}"/>')
+        fill = "var(--paper)" if name in figure.hollow else color
+        body.append(f'<circle cx="{at[0]:.1f}" cy="{at[1]:.1f}" r="5" style="fill:{fill};stroke:{color}"/>')
         down = at[1] + 18
         while any(abs(other[0] - at[0]) < 130 and abs(other[1] - down) < 13 for other in taken):
             down += 13
@@ -217,20 +217,20 @@ def _bars(figure: Bars) -> str:
         body.append(_text(0, high + 11, label, kind="label"))
         high += 17
         for name, score in group.items():
-            colour = SERIES[names.index(name) % len(SERIES)]
+            color = SERIES[names.index(name) % len(SERIES)]
             body.append(_text(left - 7, high + 10, name[:10], anchor="end", kind="quiet"))
             body.append(_line(left, high, left, high + thick, "axis"))
-            body += _bar(score, left, high, length, thick - 3, colour)
+            body += _bar(score, left, high, length, thick - 3, color)
             high += thick
         high += 9
     return _svg(figure.title, high, body)
 
 
-def _bar(score: Score, left: float, top: float, length: float, thick: float, colour: str) -> list[str]:
+def _bar(score: Score, left: float, top: float, length: float, thick: float, color: str) -> list[str]:
     """A bar of the score with its interval as a whisker, and its number at the right."""
     value = score.value or 0.0
     body = [
-        f'<rect x="{left}" y="{top + 1:.1f}" width="{value * length:.1f}" height="{thick}" style="fill:var({colour})"/>'
+        f'<rect x="{left}" y="{top + 1:.1f}" width="{value * length:.1f}" height="{thick}" style="fill:var({color})"/>'
     ]
     if score.low is not None and score.high is not None:
         ends = [left + min(1.0, max(0.0, bound)) * length for bound in (score.low, score.high)]

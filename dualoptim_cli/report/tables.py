@@ -1,4 +1,4 @@
-"""Results → tables for a console. Returned, never printed; no judgement: that is the gates' and the verdict's."""
+"""Results → tables for a console. Returned, never printed; no judgment: that is the gates' and the verdict's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dualoptim_cli import text
-from dualoptim_cli.evaluate.gates import Judgement
+from dualoptim_cli.evaluate.gates import Judgment
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.report.compare import News, Path, by_reason, difference, is_measured, news, score_at, side_by_side
 
@@ -36,25 +36,25 @@ def before_after(before: Results, after: Results, reference: Results | None = No
     return _side_by_side(list(sides), short, width, caption)
 
 
-def gates(judgements: Sequence[Judgement], *, width: int = 80) -> Table:
+def gates(judgments: Sequence[Judgment], *, width: int = 80) -> Table:
     """Each gate with the figure and interval it was held against; "sure" when all of that is on the verdict's side.
 
     Intervals are left out where they do not fit `width` characters.
     """
     header = ["", "gate", "found", "bound", "how sure"]
 
-    def row(judgement: Judgement, interval: bool) -> list[Text]:
+    def row(judgment: Judgment, interval: bool) -> list[Text]:
         return [
-            Text("pass", NEWS_STYLES["good"]) if judgement.passed else Text("FAIL", NEWS_STYLES["bad"]),
-            Text(text.safe(judgement.gate)),
-            _number(judgement.value, judgement.low, judgement.high, interval),
-            _number(judgement.bound),
-            Text(text.safe(judgement.reason) or ("sure" if judgement.sure else "within its interval"), QUIET),
+            Text("pass", NEWS_STYLES["good"]) if judgment.passed else Text("FAIL", NEWS_STYLES["bad"]),
+            Text(text.safe(judgment.gate)),
+            _number(judgment.value, judgment.low, judgment.high, interval),
+            _number(judgment.bound),
+            Text(text.safe(judgment.reason) or ("sure" if judgment.sure else "within its interval"), QUIET),
         ]
 
-    rows = [row(judgement, True) for judgement in judgements]
+    rows = [row(judgment, True) for judgment in judgments]
     if _needs(header, rows) > width:
-        rows = [row(judgement, False) for judgement in judgements]
+        rows = [row(judgment, False) for judgment in judgments]
     return _table(header, rows, numbers=range(2, 4), caption=[])
 
 
@@ -62,7 +62,7 @@ def scores(results: Mapping[str, Results], *, width: int = 80) -> Table:
     """Put measurements side by side, a row for each set and metric, under the names they are given by.
 
     With two or more, `change` is from the first to the second: quiet where their intervals overlap, else in the
-    colour of good or bad news. Intervals are left out where they do not fit `width` characters. What is `n/a` on
+    color of good or bad news. Intervals are left out where they do not fit `width` characters. What is `n/a` on
     every side stands below the table with its reason.
     """
     found = list(side_by_side(list(results.values())))

@@ -108,7 +108,7 @@ def test_weights_can_be_trained_on_top_of_an_adapter(dualopt: Any, town: Path, t
 
 
 @pytest.mark.parametrize("bits", ["4bit", "8bit"])
-def test_a_run_over_a_quantised_base_is_merged_onto_the_exact_one(
+def test_a_run_over_a_quantized_base_is_merged_onto_the_exact_one(
     bits: str, dualopt: Any, town: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("bitsandbytes")
@@ -119,7 +119,7 @@ def test_a_run_over_a_quantised_base_is_merged_onto_the_exact_one(
     assert ours == pytest.approx(theirs, abs=1e-5)
 
 
-def test_a_quantised_base_without_an_adapter_is_refused_with_the_reason(
+def test_a_quantized_base_without_an_adapter_is_refused_with_the_reason(
     dualopt: Any, town: Path, tmp_path: Path
 ) -> None:
     done = dualopt(*arguments(town, "--load-in-4bit", "--out", tmp_path / "run"))

@@ -28,7 +28,7 @@ QA = make_records("rows", [{"question": f"who{'?' * n}", "answer": "the baker " 
 
 
 class Counting(Encoder):
-    """Notes how many records each call tokenises."""
+    """Notes how many records each call tokenizes."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -68,7 +68,7 @@ def test_examples_equal_rows_encoded_one_by_one_with_or_without_other_answers() 
     assert examples.answer_tokens(rows) == examples.batch(rows).answer_tokens
 
 
-def test_only_what_is_drawn_is_tokenised_once_and_in_one_call() -> None:
+def test_only_what_is_drawn_is_tokenized_once_and_in_one_call() -> None:
     encoder = Counting(TOKENIZER)
     examples = Examples(QA, encoder)
     examples.batch([4, 1, 4])
@@ -128,7 +128,7 @@ def test_texts_are_packed_and_a_window_knows_where_it_begins() -> None:
     assert examples.lengths is None
 
 
-def test_short_texts_are_rows_and_nothing_is_tokenised_in_advance() -> None:
+def test_short_texts_are_rows_and_nothing_is_tokenized_in_advance() -> None:
     encoder = Counting(TOKENIZER)
     examples = Examples(make_records("lines", [{"text": "the baker"}] * 3), encoder)
     assert len(examples) == 3

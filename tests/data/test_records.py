@@ -181,7 +181,7 @@ def test_columns_that_can_be_read_in_two_ways_are_refused(row: dict[str, str]) -
         make_records("rows", [row])
 
 
-def test_a_misspelt_column_is_shown_with_what_is_there() -> None:
+def test_a_misspelled_column_is_shown_with_what_is_there() -> None:
     with pytest.raises(UserError, match=r'"answer" to go with its "question" \(columns: question, anwser\)'):
         make_records("rows", [{"question": "q", "anwser": "a"}])
 

@@ -130,18 +130,18 @@ def test_what_is_missing_is_said_and_not_skipped(monkeypatch: pytest.MonkeyPatch
     assert "no retain rows" in found["relearn-retain"]["forget"]["rougeL"].reason
 
 
-def test_quantised_weights_are_not_rounded_again_and_keep_their_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attacks, "is_quantised", lambda _: True)
+def test_quantized_weights_are_not_rounded_again_and_keep_their_adapters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attacks, "is_quantized", lambda _: True)
     found = attack(knowing(), ["int8", "int4", "nf4", "relearn-retain"], {"forget": town(), "retain": town()}, lr=1e-5)
     for name in ("int8", "int4", "nf4"):
         assert "merge-lora" in found[name]["forget"]["prob"].reason
     assert (found["relearn-retain"]["forget"]["rougeL"].value or 0) > 0.9
 
 
-def test_quantised_weights_are_known_by_their_layers() -> None:
+def test_quantized_weights_are_known_by_their_layers() -> None:
     layers = pytest.importorskip("bitsandbytes").nn
-    assert not rounding.is_quantised(tiny_model())
-    assert rounding.is_quantised(nn.Sequential(layers.Linear4bit(64, 64)))
+    assert not rounding.is_quantized(tiny_model())
+    assert rounding.is_quantized(nn.Sequential(layers.Linear4bit(64, 64)))
 
 
 def test_no_memory_for_the_copy_costs_the_attack_and_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,7 @@ def test_an_attack_that_cannot_be_tried_has_no_gate() -> None:
     with pytest.raises(UserError, match="no retain rows"):
         check_gates(["attack.relearn-retain.forget.rougeL <= 0.2"], Scope(("forget",)))
     with pytest.raises(UserError, match="merge-lora"):
-        check_gates(["attack.int4.forget.rougeL <= 0.2"], Scope(("forget",), quantised=True))
+        check_gates(["attack.int4.forget.rougeL <= 0.2"], Scope(("forget",), quantized=True))
 
 
 def test_a_gate_that_speaks_of_before_needs_one() -> None:

@@ -100,7 +100,7 @@ def test_unseen_rows_are_measured_and_are_no_part_of_utility(measured: tuple[Any
 
 
 def test_gates_on_attacks_and_the_reference_are_judged(measured: tuple[Any, list[Event]]) -> None:
-    judged = {each.gate: each for each in measured[0].judgements}
+    judged = {each.gate: each for each in measured[0].judgments}
     assert judged["attack.int4.forget.prob <= 0.999"].passed
     assert not judged["attack.relearn-retain.forget.rougeL <= 0.01"].passed
     assert judged["forget.prob <= reference + 0.5"].value is not None

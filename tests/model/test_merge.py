@@ -143,18 +143,18 @@ def test_a_merge_that_went_wrong_leaves_nothing(adapter: Path, tmp_path: Path, m
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapter"]
 
 
-def test_an_output_that_exists_and_a_base_that_is_quantised_are_refused(
+def test_an_output_that_exists_and_a_base_that_is_quantized_are_refused(
     town: Path, adapter: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").write_text("mine")
     with pytest.raises(UserError, match="exists already"):
         merge([str(adapter)], tmp_path / "full")
-    quantised = Path(shutil.copytree(town / "model", tmp_path / "quantised"))
-    settings = json.loads((quantised / "config.json").read_text())
-    (quantised / "config.json").write_text(json.dumps(settings | {"quantization_config": {"bits": 4}}))
-    with pytest.raises(UserError, match="holds quantised weights"):
-        locate_chain([str(adapter)], str(quantised))
+    quantized = Path(shutil.copytree(town / "model", tmp_path / "quantized"))
+    settings = json.loads((quantized / "config.json").read_text())
+    (quantized / "config.json").write_text(json.dumps(settings | {"quantization_config": {"bits": 4}}))
+    with pytest.raises(UserError, match="holds quantized weights"):
+        locate_chain([str(adapter)], str(quantized))
     with pytest.raises(UserError, match="it holds a model"):
         merge([str(town / "model")], tmp_path / "none")
 

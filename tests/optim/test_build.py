@@ -83,12 +83,12 @@ def test_frozen_parameters_are_left_out():
         ("dualoptim", {"base_betas": (0.9, 0.95)}),
     ],
 )
-def test_a_setting_that_cannot_be_honoured_is_refused_by_name(name, setting):
+def test_a_setting_that_cannot_be_honored_is_refused_by_name(name, setting):
     with pytest.raises(UserError, match=f"{next(iter(setting))}: {name} has no such setting"):
         build_optimizer(name, model().named_parameters(), lr=1e-3, **setting)
 
 
-def test_all_settings_that_cannot_be_honoured_are_named_at_once():
+def test_all_settings_that_cannot_be_honored_are_named_at_once():
     with pytest.raises(UserError, match=r"(?s)bridge.*guard"):
         build_optimizer("adamw", model().named_parameters(), lr=1e-3, bridge=1.0, guard="none")
 

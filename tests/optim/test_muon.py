@@ -72,7 +72,7 @@ def test_one_objective_without_bridge_equals_torch_muon():
     assert (p - q).norm() < 0.02 * (p - 1).norm()
 
 
-def test_the_dual_average_is_what_is_orthogonalised():
+def test_the_dual_average_is_what_is_orthogonalized():
     p = nn.Parameter(torch.zeros(6, 4))
     optimizer = DualMuon([("layers.0.w", p)], lr=0.1, weight_decay=0)
     g = torch.Generator().manual_seed(0)

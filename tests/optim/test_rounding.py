@@ -18,7 +18,7 @@ def test_the_mean_of_many_stores_is_the_number():
     assert (error < 5 * 0.5 * spacing / 40_000**0.5).all()
 
 
-def test_only_the_two_neighbours_are_ever_stored():
+def test_only_the_two_neighbors_are_ever_stored():
     values = torch.full((10_000,), 1.0 + 2**-9)
     stored = round_stochastically(values, noise_at(3, 0, CPU)).float().unique()
     assert stored.tolist() == [1.0, 1.0 + 2**-7]

@@ -43,7 +43,7 @@ def write(cell, values, *cuts):
         storage.save(storage.piece(cell, start, stop), storage.rows(values[start:stop]))
 
 
-def normalised(values):
+def normalized(values):
     scales = values.abs().amax(1, keepdim=True)
     return values / torch.where(scales > 0, scales, 1)
 
@@ -61,7 +61,7 @@ def test_the_map_is_that_of_bitsandbytes(signed):
 def test_every_code_is_the_exactly_nearest_by_brute_force(kind, signed):
     values = blocks(kind) if signed else blocks(kind).abs()
     cell = saved(values, signed)
-    x = normalised(values).double().view(-1, 1)
+    x = normalized(values).double().view(-1, 1)
     table = cell.map.values.double()
     chosen = (table[cell.codes.view(-1).int()] - x[:, 0]).abs()
     for rows in torch.arange(len(x)).split(20_000):
@@ -98,7 +98,7 @@ def test_zero_stays_zero_beside_anything(signed):
 
 def test_bitsandbytes_is_not_always_nearest_and_ours_is_never_farther():
     functional = pytest.importorskip("bitsandbytes.functional")
-    values, x = blocks("every decade"), normalised(blocks("every decade")).double()
+    values, x = blocks("every decade"), normalized(blocks("every decade")).double()
     table = functional.create_dynamic_map(True)
     codes, _ = functional.quantize_blockwise(values, code=table, blocksize=256)
     theirs = (table[codes.int()].double() - x).abs()

@@ -32,7 +32,7 @@ def a_layer(folder: Path, **sections: Any) -> float:
 
 
 def test_what_a_layer_keeps_is_what_its_formula_says(tmp_path: Path) -> None:
-    norms = 2 * (4 + 2 + 2) * D + 2 * 4  # x in float32, normalised and scaled in bfloat16; one number a token
+    norms = 2 * (4 + 2 + 2) * D + 2 * 4  # x in float32, normalized and scaled in bfloat16; one number a token
     attention = 4 * 2 * D + 4 * HEADS  # queries, keys, values, result; the log of each softmax's sum
     mask = 2 * LENGTH  # of a CPU, a number for each pair of positions
     gated = 4 * 2 * F

@@ -60,11 +60,11 @@ def test_full_parameter_training_in_bfloat16_with_8_bit_state(full: Memory) -> N
         "scales of the codes": CELLS * 4 * coded // 256,
     }
     assert full.resting["optimizer state"] == sum(full.state.values())
-    assert full.resting["quantisation constants"] == full.resting["reference copy"] == 0
+    assert full.resting["quantization constants"] == full.resting["reference copy"] == 0
 
 
 def test_activations_of_full_parameter_training(full: Memory) -> None:
-    norms = 2 * (4 + 2 + 2) * D  # x in float32, normalised, and scaled in bfloat16
+    norms = 2 * (4 + 2 + 2) * D  # x in float32, normalized, and scaled in bfloat16
     attention = 4 * 2 * D  # queries, keys, values, and what comes out
     gated = 4 * 2 * F  # gate, its silu, up, and the product
     kept = L * TOKENS * (norms + attention + gated)
@@ -89,7 +89,7 @@ def test_4_bit_lora_with_8_bit_state(packed: Memory) -> None:
     assert packed.resting["weights"] == pytest.approx(MATRICES // 2 + plain + 4 * ADAPTER, abs=ROTARY)
     scales = MATRICES // 64  # in 8 bits, of which 256 share a float32 one
     tables = 7 * L * 4 * (16 + 256 + 1)
-    assert packed.resting["quantisation constants"] == scales + 4 * scales // 256 + tables
+    assert packed.resting["quantization constants"] == scales + 4 * scales // 256 + tables
     assert packed.state == {"8-bit codes": CELLS * ADAPTER, "scales of the codes": CELLS * 4 * ADAPTER // 256}
     assert packed.at_peak["unpacked weights"] == 2 * D * F
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dualoptim_cli.config import RunConfig
-from dualoptim_cli.evaluate.gates import Judgement
+from dualoptim_cli.evaluate.gates import Judgment
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.record import hashing, ledger, lineage
 from dualoptim_cli.record.manifest import Data, DataState, Model, Record, Reproducible, Session, Verdict
@@ -57,7 +57,7 @@ def record(key: bytes, data: Path, model: Path, **changes: Any) -> Record:
             )
         },
         metrics={"before": Results(scores).to_json(), "after": Results(scores).to_json()},
-        gates=(Judgement("forget.rougeL <= 0.25", True, 0.2, 0.1, 0.3, 0.25),),
+        gates=(Judgment("forget.rougeL <= 0.25", True, 0.2, 0.1, 0.3, 0.25),),
         config=config.model_dump(mode="json"),
         seeds={"run": 0},
         versions={"python": "3.11.7"},

@@ -21,7 +21,7 @@ def test_a_flat_area_is_a_line_and_an_unknown_one_is_empty() -> None:
 
 
 @given(COSINES, st.integers(1, 4), st.sampled_from([charts.UNICODE, charts.ASCII]))
-def test_the_sign_can_be_read_without_colour(values: list[float | None], rows: int, glyphs: charts.Glyphs) -> None:
+def test_the_sign_can_be_read_without_color(values: list[float | None], rows: int, glyphs: charts.Glyphs) -> None:
     above, below = charts.about_zero(values, rows, glyphs)
     for place, value in enumerate(values):
         over = {line[place] for line in above} - {" "}
@@ -51,7 +51,7 @@ def test_squeezed_values_fit_and_keep_the_bounds(values: list[float], columns: i
     assert max(squeezed) <= max(values) + 1e-12
 
 
-def test_squeezing_averages_neighbours() -> None:
+def test_squeezing_averages_neighbors() -> None:
     assert charts.squeeze([1.0, 3.0, 5.0, 7.0, 9.0], 3) == [2.0, 6.0, 9.0]
     assert charts.squeeze([1.0, 3.0], 5) == [1.0, 3.0]
 

@@ -121,11 +121,11 @@ def test_curves_of_one_point_or_one_value_are_drawn() -> None:
     assert marks(svg.draw(Curves("t", {"a": [(1, 0.0), (2, 0.0)]})), "polyline") == 1
 
 
-def test_more_lines_than_colours_are_all_drawn() -> None:
+def test_more_lines_than_colors_are_all_drawn() -> None:
     assert marks(svg.draw(Curves("t", {str(n): [(0, 0.0), (1, n)] for n in range(9)})), "polyline") == 9
 
 
-def test_opposing_cells_are_hatched_so_that_they_read_without_colour() -> None:
+def test_opposing_cells_are_hatched_so_that_they_read_without_color() -> None:
     def hatched(value: float) -> bool:
         drawn = ElementTree.fromstring(svg.draw(HeatMap("t", [1], ["0"], [[value]])))
         return any(e.tag == "path" and e.attrib.get("fill") == "url(#against)" for e in drawn.iter())
@@ -187,9 +187,9 @@ def test_upright_axis_begins_below_every_point_and_interval() -> None:
     assert lowest((0.0, 0.0)) == 0.0
 
 
-def test_colours_of_png_files_are_those_of_the_page() -> None:
+def test_colors_of_png_files_are_those_of_the_page() -> None:
     css = resources.files("dualoptim_cli.report").joinpath("page.css").read_text(encoding="utf-8")
     series = [re.search(rf"{name}:(#\w+)", css) for name in svg.SERIES]
-    assert [found[1] for found in series if found] == list(png.COLOURS)
-    assert f"--against:{png.COLOURS[0]}" in css
-    assert f"--along:{png.COLOURS[1]}" in css
+    assert [found[1] for found in series if found] == list(png.COLORS)
+    assert f"--against:{png.COLORS[0]}" in css
+    assert f"--along:{png.COLORS[1]}" in css

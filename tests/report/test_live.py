@@ -26,7 +26,7 @@ from dualoptim_cli.report.live import LivePanel, PlainLines, watch
 from dualoptim_cli.report.rehearsal import rehearse
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
-COLOUR = re.compile(r"\x1b\[[0-9;]*[34][0-9]")
+COLOR = re.compile(r"\x1b\[[0-9;]*[34][0-9]")
 
 
 class Clock:
@@ -50,7 +50,7 @@ def written(console: Console) -> str:
 
 
 def frames(width: int, height: int, layers: int = 4) -> Iterator[tuple[Event, list[str]]]:
-    """The panel after each event of a made-up run, as lines without colour."""
+    """The panel after each event of a made-up run, as lines without color."""
     console = terminal(width, height, color_system=None, no_color=True)
     clock = Clock()
     panel = LivePanel(console, title="dualopt unlearn", subtitle="a-model", clock=clock)
@@ -114,14 +114,14 @@ def test_an_optimizer_without_deltas_shows_no_conflict() -> None:
     assert re.search(r"by layer.* n/a", re.sub(r"\x1b\[[0-9;]*m", "", written(console)))
 
 
-def test_no_color_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_color_is_honored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     console = terminal()
     with LivePanel(console) as panel:
         for _, event in rehearse(20):
             panel(event)
     assert "conflict" in written(console)
-    assert not COLOUR.search(written(console))
+    assert not COLOR.search(written(console))
 
 
 def test_a_terminal_without_unicode_gets_ascii() -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dualoptim_cli.evaluate.gates import Judgement
+from dualoptim_cli.evaluate.gates import Judgment
 from dualoptim_cli.evaluate.results import Better, Results, Score
 from dualoptim_cli.report import tables
 from dualoptim_cli.report.compare import News, news
@@ -25,12 +25,12 @@ def results(forget: float, retain: float, **more: object) -> Results:
     return Results(sets, **more)  # type: ignore[arg-type]
 
 
-def drawn(table: Table, width: int = 80, *, colour: bool = False) -> list[str]:
+def drawn(table: Table, width: int = 80, *, color: bool = False) -> list[str]:
     console = Console(
         file=io.StringIO(),
         width=width,
-        force_terminal=colour,
-        color_system="256" if colour else None,
+        force_terminal=color,
+        color_system="256" if color else None,
         legacy_windows=False,
     )
     console.print(table)
@@ -72,14 +72,14 @@ def test_intervals_give_way_on_a_narrow_screen_and_every_line_fits() -> None:
         (0.9, 0.1, "neither", "neutral"),
     ],
 )
-def test_a_change_has_the_colour_of_its_news(before: float, after: float, better: Better, told: News) -> None:
+def test_a_change_has_the_color_of_its_news(before: float, after: float, better: Better, told: News) -> None:
     assert news(score(before, better), score(after, better)) == told
     sides = [Results({"set": {"rougeL": score(value, better)}}) for value in (before, after)]
-    shown = "\n".join(drawn(tables.before_after(*sides), colour=True))
-    coloured = Text(f"{after - before:+.3f}".replace("-", "−"), tables.NEWS_STYLES[told])
+    shown = "\n".join(drawn(tables.before_after(*sides), color=True))
+    colored = Text(f"{after - before:+.3f}".replace("-", "−"), tables.NEWS_STYLES[told])
     console = Console(file=io.StringIO(), force_terminal=True, color_system="256", legacy_windows=False)
     with console.capture() as capture:
-        console.print(coloured, end="")
+        console.print(colored, end="")
     assert capture.get() in shown
 
 
@@ -151,9 +151,9 @@ def test_what_several_sets_lack_is_told_once() -> None:
 
 
 def test_gates_stand_with_figure_bound_and_how_sure_the_verdict_is() -> None:
-    held = Judgement("forget.rougeL <= 0.2", True, 0.121, 0.11, 0.13, 0.2, sure=True)
-    failed = Judgement("retain.rougeL >= 0.9*before", False, 0.80, 0.7, 0.95, 0.9)
-    missing = Judgement("forget.truth_ratio >= 0.5", False, reason="forget.truth_ratio is n/a: no rows")
+    held = Judgment("forget.rougeL <= 0.2", True, 0.121, 0.11, 0.13, 0.2, sure=True)
+    failed = Judgment("retain.rougeL >= 0.9*before", False, 0.80, 0.7, 0.95, 0.9)
+    missing = Judgment("forget.truth_ratio >= 0.5", False, reason="forget.truth_ratio is n/a: no rows")
     lines = drawn(tables.gates([held, failed, missing]), width=120)
     assert lines[2].split() == ["pass", "forget.rougeL", "<=", "0.2", "0.121", "0.200", "sure"]
     assert lines[3].split()[0] == "FAIL"

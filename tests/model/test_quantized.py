@@ -1,4 +1,4 @@
-"""Quantised bases: opened on the CPU, trained over, equal in every way of asking for logits."""
+"""Quantized bases: opened on the CPU, trained over, equal in every way of asking for logits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def says(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("load_in", BITS)
-def test_weights_are_quantised_the_head_is_not_and_the_model_says_nearly_the_same(load_in: str, town: Path) -> None:
+def test_weights_are_quantized_the_head_is_not_and_the_model_says_nearly_the_same(load_in: str, town: Path) -> None:
     model: Any = opened(town / "model", load_in).model
     kind = {"4bit": bitsandbytes.nn.Linear4bit, "8bit": bitsandbytes.nn.Linear8bitLt}[load_in]
     linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
@@ -48,13 +48,13 @@ def test_weights_are_quantised_the_head_is_not_and_the_model_says_nearly_the_sam
     if load_in == "4bit":
         state = linear[0].weight.quant_state
         assert state.quant_type == "nf4"
-        assert state.nested, "the scales are quantised as well"
+        assert state.nested, "the scales are quantized as well"
     exact = says(load(locate(str(town / "model")), device="cpu").model)
     assert 0 < (says(model) - exact).abs().max() < 0.3 * exact.abs().max()
 
 
 @pytest.mark.parametrize("load_in", BITS)
-def test_likelihoods_over_a_quantised_base_equal_the_models_own_and_train_the_adapter(
+def test_likelihoods_over_a_quantized_base_equal_the_models_own_and_train_the_adapter(
     load_in: str, town: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model: Any = attach(opened(town / "model", load_in), dropout=0.0).model
@@ -87,7 +87,7 @@ def test_a_measurement_before_training_changes_no_gradient(load_in: str, town: P
 
 @pytest.mark.parametrize("state_bits", [8, 32])
 @pytest.mark.parametrize("load_in", BITS)
-def test_training_over_a_quantised_base_lowers_the_loss_and_leaves_the_base(
+def test_training_over_a_quantized_base_lowers_the_loss_and_leaves_the_base(
     load_in: str, state_bits: int, town: Path, tmp_path: Path
 ) -> None:
     loaded = attach(opened(town / "model", load_in), dropout=0.0)
@@ -113,7 +113,7 @@ def test_training_over_a_quantised_base_lowers_the_loss_and_leaves_the_base(
 
 
 @pytest.mark.parametrize("load_in", BITS)
-def test_gradient_checkpointing_over_a_quantised_base_gives_the_same_gradients(load_in: str, town: Path) -> None:
+def test_gradient_checkpointing_over_a_quantized_base_gives_the_same_gradients(load_in: str, town: Path) -> None:
     def gradients(checkpointing: bool) -> list[torch.Tensor]:
         loaded = attach(opened(town / "model", load_in, gradient_checkpointing=checkpointing), dropout=0.0)
         loaded.model.train()
@@ -124,7 +124,7 @@ def test_gradient_checkpointing_over_a_quantised_base_gives_the_same_gradients(l
 
 
 @pytest.mark.parametrize("load_in", BITS)
-def test_the_lab_model_trains_over_a_quantised_base(load_in: str, lab: Path) -> None:
+def test_the_lab_model_trains_over_a_quantized_base(load_in: str, lab: Path) -> None:
     loaded = attach(opened(lab / "models" / "tofu-2m5-target", load_in))
     rows = loaded.tokenizer("Question: Who is it?\nAnswer: It is nobody.").input_ids
     batch = collate([Encoded(tuple(rows), ((6, len(rows)),))], 0)
@@ -140,14 +140,14 @@ def test_the_lab_model_trains_over_a_quantised_base(load_in: str, lab: Path) -> 
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_weights_that_lie_quantised_in_their_folder_are_not_trained_themselves(town: Path, tmp_path: Path) -> None:
+def test_weights_that_lie_quantized_in_their_folder_are_not_trained_themselves(town: Path, tmp_path: Path) -> None:
     save_model(opened(town / "model", "4bit"), tmp_path / "stored")
-    with pytest.raises(UserError, match="holds quantised weights"):
+    with pytest.raises(UserError, match="holds quantized weights"):
         check_trainable(load(locate(str(tmp_path / "stored")), device="cpu"))
     check_trainable(load(locate(str(town / "model")), device="cpu"))
 
 
-def test_an_adapter_of_a_quantised_base_opens_over_the_exact_one(town: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_a_quantized_base_opens_over_the_exact_one(town: Path, tmp_path: Path) -> None:
     save_model(attach(opened(town / "model", "4bit")), tmp_path / "adapter")
     found = load(locate(str(tmp_path / "adapter")), device="cpu").model
     torch.testing.assert_close(says(found), says(load(locate(str(town / "model")), device="cpu").model))
