@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ import typer
 
 from dualoptim_cli.cli.console import emit, show
 from dualoptim_cli.cli.options import Debug, Json
-from dualoptim_cli.errors import ExitCode
+from dualoptim_cli.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from dualoptim_cli.record.verify import Verification
@@ -30,7 +31,14 @@ def verify(
     """Hash a finished run again and name every file that is not what its record says (exit 5)."""
     from dualoptim_cli.record.verify import verify as check
 
-    found = check(run, find_key(run, key))
+    secret, why_none = None, "the key of the run is not here"
+    try:
+        secret = find_key(run, key)
+    except UserError as fault:
+        if key is not None:
+            raise
+        why_none = fault.message.rstrip(".")
+    found = check(run, secret, why_none)
     if json:
         emit(found.to_json())
     else:
@@ -44,9 +52,12 @@ def find_key(run: Path, named: Path | None) -> bytes | None:
     from dualoptim_cli.record.hashing import key_file, read_key
 
     if named is not None:
-        return read_key(named)
+        try:
+            return read_key(named)
+        except UserError as fault:  # the run is not what is wrong
+            raise UserError(fault.message, fault.hint) from None
     beside = key_file(run)
-    return read_key(beside) if beside.is_file() else None
+    return read_key(beside) if os.path.lexists(beside) else None
 
 
 def say(line: str) -> None:

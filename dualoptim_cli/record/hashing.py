@@ -20,6 +20,7 @@ from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.files import sha256
 
 THREADS, CHUNK = 8, 1 << 20
+LONGEST_KEY = 200  # characters that are read of a key file: 64 digits, with room for blanks that an editor leaves
 MODEL_FILES = (
     *("*.safetensors", "config.json", "generation_config.json", "*.safetensors.index.json", "adapter_config.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.jinja"),
@@ -43,6 +44,12 @@ def files_below(root: Path) -> list[str]:
         links = [name for name in folders if Path(above, name).is_symlink()]
         found += [Path(above, name).relative_to(root).as_posix() for name in (*files, *links)]
     return sorted(found)
+
+
+def empty_folders_below(root: Path) -> list[str]:
+    """Every folder below a folder that holds nothing, by its path from there."""
+    folders = [Path(above).relative_to(root) for above, inner, files in os.walk(root) if not inner and not files]
+    return sorted(folder.as_posix() for folder in folders if folder != Path())
 
 
 def model_files(folder: Path) -> list[str]:
@@ -81,7 +88,10 @@ def make_key(path: Path) -> bytes:
 def read_key(path: Path) -> bytes:
     """Read a key; raises UserError (exit 5) where there is none, or where the file holds something else."""
     try:
-        key = bytes.fromhex(path.read_text(encoding="ascii"))
+        if path.exists() and not path.is_file():  # a pipe or device would be read for ever
+            raise UserError(f"{path}: the key cannot be read (it is no regular file).", "", ExitCode.INTEGRITY)
+        with path.open(encoding="ascii") as file:
+            key = bytes.fromhex(file.read(LONGEST_KEY))
     except OSError as error:
         hint = "It lies beside the run folder when the run is made; name it with --key if it was moved."
         raise UserError(f"{path}: the key cannot be read ({error.strerror}).", hint, ExitCode.INTEGRITY) from None
@@ -97,7 +107,8 @@ def keyed_files(key: bytes, source: str) -> dict[str, tuple[str, int]]:
     path = place_of(source)
     if path.is_file():
         return {path.name: _keyed_file(key, path)}
-    names = [name for name in files_below(path) if not any(part.startswith(".") for part in name.split("/"))]
+    shown = [name for name in files_below(path) if not any(part.startswith(".") for part in name.split("/"))]
+    names = [name for name in shown if (path / name).is_file()]  # a pipe or device would be read for ever
     return {name: _keyed_file(key, path / name) for name in names}
 
 

@@ -34,32 +34,41 @@ def now() -> str:
 
 def read(run: Path) -> Record:
     """Read the record of a run; raises UserError (exit 5) where it is no record, exit 2 where there is none."""
+    try:
+        return parse(read_bytes(run))
+    except BadRecord as fault:
+        raise UserError(f"{run / RECORD} {fault.message}", fault.hint, ExitCode.INTEGRITY) from None
+
+
+def read_bytes(run: Path) -> bytes:
+    """The bytes of a run's record; raises UserError (exit 2) where there is none."""
     path = run / RECORD
     if not path.is_file():
         hint = "Give the folder that `dualopt unlearn --out` wrote."
         raise UserError(f"{run} holds no record of a run ({RECORD}).", hint)
-    try:
-        return parse(path.read_bytes())
-    except UserError as fault:
-        raise UserError(f"{path} {fault.message}", fault.hint, ExitCode.INTEGRITY) from None
+    return path.read_bytes()
+
+
+class BadRecord(UserError):
+    """What is wrong with the bytes of a record, as the end of a sentence about them."""
 
 
 def parse(data: bytes) -> Record:
-    """Read the bytes of a record; raises UserError that says what is wrong with them."""
+    """Read the bytes of a record; raises BadRecord that says what is wrong with them."""
     try:
         found = json.loads(data)
     except (ValueError, RecursionError):
-        raise UserError("is not JSON.") from None
+        raise BadRecord("is not JSON.") from None
     version = found.get("schema") if isinstance(found, dict) else None
     if version != SCHEMA:
-        raise UserError(f"has schema {version!r}; this version of dualopt reads {SCHEMA}.")
+        raise BadRecord(f"has schema {version!r}; this version of dualopt reads {SCHEMA}.")
     try:
         return Record.model_validate(found)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise UserError(f"is not a whole record: {where} {error.errors()[0]['msg'].lower()}.") from None
+        raise BadRecord(f"is not a whole record: {where} {error.errors()[0]['msg'].lower()}.") from None
     except UserError as fault:
-        raise UserError(f"is not a whole record: {fault.message}") from None
+        raise BadRecord(f"is not a whole record: {fault.message}") from None
 
 
 def write(run: Path, record: Record, key: bytes | None) -> None:
@@ -72,8 +81,8 @@ def write(run: Path, record: Record, key: bytes | None) -> None:
     if key is None:
         seal.unlink(missing_ok=True)
     else:
-        line = f"{keyed_bytes(key, data)}  {RECORD}\n"
-        write_atomic(seal, (seal.read_text(encoding="ascii") if seal.is_file() else "") + line)
+        line = seal_of(data, key).decode()
+        write_atomic(seal, (seal.read_text(encoding="ascii", errors="replace") if seal.is_file() else "") + line)
     write_atomic(run / RECORD, data.decode())
     write_atomic(run / DIGEST, f"{digest}  {RECORD}\n")
     if key is not None:
@@ -83,13 +92,15 @@ def write(run: Path, record: Record, key: bytes | None) -> None:
 def check(run: Path, record: Record, key: bytes | None) -> bool:
     """Make sure that the record on disk is the one that was written, before it is amended and sealed anew.
 
-    Returns whether its digest is up to date (not, after a `write` that was cut short). Raises UserError (exit 5).
+    Returns whether digest and seal are up to date (not, after a `write` that was cut short). Raises UserError (exit 5).
     """
     data, seal = (run / RECORD).read_bytes(), run / SEAL
     digest = _first_word(run / DIGEST)
     fits = digest == hashlib.sha256(data).hexdigest()
     if key is not None and seal.is_file():
-        holds = seal_holds(data, seal.read_text(encoding="utf-8", errors="replace"), key)
+        seals = seal.read_bytes()
+        holds = seal_holds(data, seals, key)
+        fits = fits and seals == seal_of(data, key)
     else:
         holds = fits or (bool(record.amendments) and digest == record.amendments[-1].previous_sha256)
     if not holds:
@@ -177,10 +188,15 @@ def chain_breaks(record: Record) -> list[int]:
     return broken[::-1]
 
 
-def seal_holds(data: bytes, seals: str, key: bytes) -> bool:
-    """Whether one of the seals was made of these bytes with this key."""
+def seal_of(data: bytes, key: bytes) -> bytes:
+    """What the seal of a record's bytes holds, once it is written."""
+    return f"{keyed_bytes(key, data)}  {RECORD}\n".encode()
+
+
+def seal_holds(data: bytes, seals: bytes, key: bytes) -> bool:
+    """Whether one of the seals (two, while a record is replaced) was made of these bytes with this key."""
     mine = keyed_bytes(key, data).encode()
-    return any(hmac.compare_digest(line.partition(" ")[0].encode(), mine) for line in seals.splitlines())
+    return any(hmac.compare_digest(line.partition(b" ")[0], mine) for line in seals.splitlines())
 
 
 def _without_last(record: Record) -> Record:

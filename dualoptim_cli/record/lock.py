@@ -31,6 +31,7 @@ from dualoptim_cli.errors import ExitCode, UserError
 NAME = ".lock"
 NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP})
 NOTE_BYTES = 4096
+NOTE_KEYS = {"host", "pid", "created", "began"}
 
 
 @contextmanager
@@ -52,6 +53,17 @@ def hold(path: Path) -> Iterator[None]:
         os.close(descriptor)
         if os.name == "nt":
             path.unlink(missing_ok=True)
+
+
+def is_lock(path: Path) -> bool:
+    """Whether there is nothing at `path`, or what a run at work or a killed one leaves there."""
+    if not os.path.lexists(path):
+        return True
+    if not _is_plain(path.lstat()):
+        return False
+    with path.open("rb") as file:
+        text = file.read(NOTE_BYTES + 1)
+    return not text or (len(text) <= NOTE_BYTES and bool(_parse(text)))
 
 
 def _open(path: Path) -> int:
@@ -134,10 +146,17 @@ def _me() -> dict[str, Any]:
 def _read(descriptor: int) -> dict[str, Any]:
     os.lseek(descriptor, 0, os.SEEK_SET)
     try:
-        note = json.loads(os.read(descriptor, NOTE_BYTES))
-    except (ValueError, RecursionError, OSError):
+        return _parse(os.read(descriptor, NOTE_BYTES))
+    except OSError:
         return {}
-    return note if isinstance(note, dict) and "pid" in note else {}
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    try:
+        note = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return note if isinstance(note, dict) and note.keys() == NOTE_KEYS else {}
 
 
 def _alive(holder: dict[str, Any]) -> bool:

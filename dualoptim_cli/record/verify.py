@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Any
 
 from dualoptim_cli.data.sources import place_of
 from dualoptim_cli.errors import ExitCode, UserError
-from dualoptim_cli.record import ledger
-from dualoptim_cli.record.hashing import keyed_files
+from dualoptim_cli.record import ledger, lock
+from dualoptim_cli.record.hashing import empty_folders_below, keyed_files
 from dualoptim_cli.record.manifest import DataState, Record
 
 
@@ -62,25 +63,26 @@ class Verification:
         }
 
 
-def verify(run: Path, key: bytes | None) -> Verification:
+def verify(run: Path, key: bytes | None, why_no_key: str = "the key of the run is not here") -> Verification:
     """Compare a run folder with its record; nothing outside the folder is read but the data, and that with a key.
 
-    Raises UserError (exit 5) for a run that never finished, exit 2 for a folder without a record.
+    Without a key, `why_no_key` is told. Only regular files are opened. Raises UserError (exit 5) for a run that never
+    finished, exit 2 for a folder without a record.
     """
+    data = ledger.read_bytes(run)
     try:
-        record = ledger.read(run)
+        record = ledger.parse(data)
     except UserError as fault:
-        if fault.code != ExitCode.INTEGRITY:
-            raise
-        data = (run / ledger.RECORD).read_bytes()
-        faults = (Fault(ledger.RECORD, fault.message.removeprefix(f"{run / ledger.RECORD} ")), *_digest(run, data))
+        faults = (Fault(ledger.RECORD, fault.message), *_digest(run, data))
         return Verification(run, None, 0, 0, hashlib.sha256(data).hexdigest(), faults)
     if record.status != "finished":
         raise UserError(_unfinished(run, record), "There is nothing to verify before its end.", ExitCode.INTEGRITY)
-    data = (run / ledger.RECORD).read_bytes()
-    faults = (*_digest(run, data), *_seal(run, data, key), *_chain(record, data))
+    faults = (*_links(run), *_digest(run, data), *_seal(run, data, key), *_chain(record, data))
     trusted = key is not None and not faults  # where a forged record says that the data is, nothing is read
-    faults += tuple(_files(run, record))
+    faults += (*_files(run, record), *_lock(run))
+    unchecked = [] if key else [f"the seal of the record and the rows' hashes: {why_no_key}"]
+    if (run / lock.NAME).exists():
+        unchecked.append(f"{lock.NAME}, which a run or a purge at work holds, or one that was killed has left")
     return Verification(
         run,
         record,
@@ -88,7 +90,7 @@ def verify(run: Path, key: bytes | None) -> Verification:
         bytes=sum(entry.bytes for entry in record.files.values()),
         digest=hashlib.sha256(data).hexdigest(),
         faults=faults,
-        unchecked=() if key else ("the seal of the record and the rows' hashes: the key of the run is not here",),
+        unchecked=tuple(unchecked),
         inputs=_inputs(record, key) if key and trusted else {},
     )
 
@@ -98,6 +100,17 @@ def _unfinished(run: Path, record: Record) -> str:
     step = f" after step {last.last_step}" if last and last.last_step is not None else ""
     how = {"running": "it is still running, or was killed"}.get(record.status, f"it {record.status}{step}")
     return f"The run in {run} never finished: {how.replace('it interrupted', 'it was interrupted')}."
+
+
+def _links(run: Path) -> Iterator[Fault]:
+    for name in sorted(ledger.OWN):
+        if (run / name).is_symlink():
+            yield Fault(name, "is a link, not a file of the run")
+
+
+def _lock(run: Path) -> Iterator[Fault]:
+    if not lock.is_lock(run / lock.NAME):
+        yield Fault(lock.NAME, "is not the lock of a run: a link, no regular file, or something else is in it")
 
 
 def _digest(run: Path, data: bytes) -> Iterator[Fault]:
@@ -115,7 +128,12 @@ def _seal(run: Path, data: bytes, key: bytes | None) -> Iterator[Fault]:
         return
     if not path.is_file():
         yield Fault(ledger.SEAL, "is missing: the record was last written without the key")
-    elif not ledger.seal_holds(data, path.read_text(encoding="utf-8", errors="replace"), key):
+        return
+    seals = path.read_bytes()
+    if ledger.seal_holds(data, seals, key):
+        if seals != ledger.seal_of(data, key):
+            yield Fault(ledger.SEAL, "holds more than the seal")
+    else:
         yield Fault(ledger.RECORD, f"does not fit its seal, {ledger.SEAL}: one of them was changed, or the key")
 
 
@@ -127,20 +145,31 @@ def _chain(record: Record, data: bytes) -> Iterator[Fault]:
 
 
 def _files(run: Path, record: Record) -> Iterator[Fault]:
-    """Faults of the files in the folder; a link counts as foreign, whatever it points to."""
-    there = {name for name in ledger.files_of(run) if not (run / name).is_symlink()}
-    links = set(ledger.files_of(run)) - there
-    for name in sorted(record.files.keys() - there - links):
+    """Faults of the files in the folder. Links, pipes and devices count as foreign and are never opened."""
+    names = set(ledger.files_of(run))
+    odd = {name: what for name in names if (what := _why_odd(run / name))}
+    for name in sorted(record.files.keys() - names):
         yield Fault(name, "is missing")
-    for name in sorted(links):
-        yield Fault(name, "is a link, not a file of the run")
-    for name in sorted(there - record.files.keys()):
+    for name in sorted(odd):
+        yield Fault(name, odd[name])
+    for name in sorted(names - odd.keys() - record.files.keys()):
         yield Fault(name, _added(name, record))
-    for name, found in ledger.entries(run, there & record.files.keys()).items():
-        if found != record.files[name]:
+    for name in empty_folders_below(run):
+        yield Fault(name, "is an empty folder that is not in the record")
+    for name, entry in ledger.entries(run, (names - odd.keys()) & record.files.keys()).items():
+        if entry != record.files[name]:
             size = record.files[name].bytes
-            grew = f" ({size} bytes became {found.bytes})" if found.bytes != size else ""
+            grew = f" ({size} bytes became {entry.bytes})" if entry.bytes != size else ""
             yield Fault(name, f"was changed{grew}")
+
+
+def _why_odd(path: Path) -> str:
+    """Why a file cannot be hashed; empty where it can."""
+    if path.is_symlink():
+        return "is a link, not a file of the run"
+    if not path.is_file():
+        return "is no regular file"
+    return "" if os.access(path, os.R_OK) else "cannot be read"
 
 
 def _added(name: str, record: Record) -> str:

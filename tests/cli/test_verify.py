@@ -49,7 +49,7 @@ def test_key_elsewhere_can_be_named_and_must_be_the_right_one(dualopt: Any, run:
     key = run.with_name("run.key").rename(run.with_name("safe"))
     assert "Not checked: the seal" in dualopt("verify", run).err
     assert "Not checked" not in dualopt("verify", run, "--key", key).err
-    assert dualopt("verify", run, "--key", "nowhere").code == 5
+    assert dualopt("verify", run, "--key", "nowhere").code == 2
     wrong = run.with_name("wrong")
     wrong.write_text("ab" * 32)
     done = dualopt("verify", run, "--key", wrong)
@@ -83,3 +83,13 @@ def test_record_that_is_broken_is_a_fault_and_no_crash(dualopt: Any, run: Path) 
         done = dualopt("verify", run)
         assert done.code == 5
         assert done.out.startswith("record.json ")
+
+
+def test_a_key_that_cannot_be_read_is_no_damage_of_the_run(dualopt: Any, run: Path) -> None:  # noqa: F811
+    beside = run.with_name("run.key")
+    for spoil in (lambda: beside.write_text("half a ke"), lambda: (beside.unlink(), beside.mkdir())):
+        spoil()
+        done = dualopt("verify", run)
+        assert done.code == 0
+        assert "Not checked: the seal of the record and the rows' hashes" in done.err
+        assert "run.key" in done.err

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from dualoptim_cli.errors import ExitCode, UserError
-from dualoptim_cli.record import ledger
-from dualoptim_cli.record.hashing import keyed_bytes
+from dualoptim_cli.record import ledger, lock
+from dualoptim_cli.record.hashing import keyed_bytes, keyed_files
+from dualoptim_cli.record.purge import purge
 from dualoptim_cli.record.verify import verify
 from tests.record.finished import FILES, finish
 
@@ -148,3 +149,95 @@ def test_digest_file_is_what_sha256sum_reads(tmp_path: Path) -> None:
     run, _ = finish(tmp_path)
     digest = hashlib.sha256((run / "record.json").read_bytes()).hexdigest()
     assert (run / "record.json.sha256").read_text() == f"{digest}  record.json\n"
+
+
+def put_fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def put_device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+PLACES = ["metrics.json", "model/model.safetensors", ledger.RECORD, ledger.DIGEST, ledger.SEAL, ".lock", "extra"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes pipes and links")
+@pytest.mark.parametrize("put", [put_fifo, put_device])
+@pytest.mark.parametrize("name", PLACES)
+def test_pipes_and_devices_are_named_and_never_opened(put: Any, name: str, tmp_path: Path) -> None:
+    run, key = finish(tmp_path)
+    (run / name).unlink(missing_ok=True)
+    put(run / name)
+    if name == ledger.RECORD:
+        with pytest.raises(UserError, match="holds no record of a run"):
+            verify(run, key)
+    else:
+        assert name in faults(run, key)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes pipes and links")
+@pytest.mark.parametrize("put", [put_fifo, put_device])
+def test_pipes_and_devices_among_the_data_are_never_opened(put: Any, tmp_path: Path) -> None:
+    run, key = finish(tmp_path)
+    (tmp_path / "forget.jsonl").unlink()
+    put(tmp_path / "forget.jsonl")
+    assert verify(run, key).inputs == {"forget": "changed since the run"}
+    (tmp_path / "rows").mkdir()
+    put(tmp_path / "rows" / "more.jsonl")
+    assert keyed_files(key, str(tmp_path / "rows")) == {}
+
+
+def one_byte_more(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\n")
+
+
+def one_byte_less(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def a_line_more(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"0" * 64 + b"  record.json\n")
+
+
+def a_line_before(path: Path) -> None:
+    path.write_bytes(b"hidden\n" + path.read_bytes())
+
+
+@pytest.mark.parametrize("change", [one_byte_more, one_byte_less, a_line_more, a_line_before])
+@pytest.mark.parametrize("name", sorted(ledger.OWN))
+def test_anything_more_or_less_in_record_digest_and_seal_is_seen(change: Any, name: str, tmp_path: Path) -> None:
+    run, key = finish(tmp_path)
+    change(run / name)
+    assert not verify(run, key).holds
+
+
+@pytest.mark.parametrize("name", ["empty", "model/empty", "a/b/c"])
+def test_an_empty_folder_is_seen(name: str, tmp_path: Path) -> None:
+    run, key = finish(tmp_path)
+    (run / name).mkdir(parents=True)
+    assert faults(run, key) == {name: "is an empty folder that is not in the record"}
+
+
+@pytest.mark.parametrize("text", ["hidden", '{"pid": 1}', "{}", "[]", '{"pid": 1, "more": "hidden"}', " " * 5000])
+def test_what_is_hidden_in_the_lock_is_seen(text: str, tmp_path: Path) -> None:
+    run, key = finish(tmp_path)
+    (run / ".lock").write_text(text)
+    assert "is not the lock of a run" in faults(run, key)[".lock"]
+
+
+def test_the_lock_of_a_run_at_work_is_named_as_not_checked(tmp_path: Path) -> None:
+    run, key = finish(tmp_path)
+    with lock.hold(run / lock.NAME):
+        found = verify(run, key)
+    assert found.holds
+    assert [note.partition(",")[0] for note in found.unchecked] == [".lock"]
+
+
+def test_a_seal_left_with_two_lines_is_completed_by_a_purge(tmp_path: Path) -> None:
+    run, key = finish(tmp_path)
+    purge(run, key, str)
+    a_line_before(run / ledger.SEAL)
+    assert faults(run, key) == {ledger.SEAL: "holds more than the seal"}
+    purge(run, key, str)
+    assert verify(run, key).holds
