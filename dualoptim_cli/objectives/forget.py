@@ -65,6 +65,22 @@ def idk(refusal: Likelihood) -> Tensor:
     return refusal.total
 
 
+def npo_idk(
+    answer: Likelihood,
+    answer_reference: Tensor,
+    refusal: Likelihood,
+    *,
+    beta: float,
+    refusal_weight: float,
+) -> Tensor:
+    """Unlearn the answer and learn to decline instead: `npo` + refusal_weight · n of a refusal (rows,), by rows.
+
+    `npo` alone leaves open what is said instead, and that is often no sentence; `idk` alone leaves the answer
+    nearly as likely as before. Ours, of two published parts.
+    """
+    return npo(answer, answer_reference, beta=beta) + refusal_weight * refusal.mean
+
+
 def wga(answer: Likelihood, *, beta: float) -> Tensor:
     """Ascent that spares what is forgotten already: −Σ p^β·nll, p^β as a constant (rows,), by tokens.
 

@@ -131,7 +131,7 @@ def slow_loss(loss: str, found: Task, examples: Examples, old: Any, new: Any, ro
         for model, suffix in ((new, ""), (old, "_reference")):
             if f"{kind}{suffix}" in objective.needs:
                 given.append(twin.token_nll(*whole_logits(model, examples, row, texts[kind])))
-    formula = {"idk": twin.gd, "altpo": twin.dpo}.get(loss) or getattr(twin, loss)
+    formula = {"idk": twin.gd, "altpo": twin.dpo}.get(loss) or getattr(twin, loss.replace("-", "_"))
     return float(formula(*given, **options))
 
 
@@ -255,7 +255,7 @@ def test_what_holds_on_to_the_model_before_begins_at_zero(loss: str) -> None:
     assert found.loss(model, BATCH).item() == pytest.approx(0, abs=1e-12)
 
 
-@pytest.mark.parametrize("loss", ["npo", "dpo", "altpo"])
+@pytest.mark.parametrize("loss", ["npo", "dpo", "altpo", "npo-idk"])
 def test_what_was_noted_survives_a_file_and_is_not_computed_again(loss: str, monkeypatch: pytest.MonkeyPatch) -> None:
     first, model = prepared(loss)
     again = task(loss)

@@ -30,7 +30,7 @@ def fault(**objectives: ObjectiveConfig) -> str:
 
 
 def test_the_tables_hold_every_objective_of_the_design() -> None:
-    assert set("ga npo simnpo dpo idk me wga satimp undial rmu altpo ce-u jensun pdu".split()) == set(FORGET)
+    assert set("ga npo simnpo dpo npo-idk idk me wga satimp undial rmu altpo ce-u jensun pdu".split()) == set(FORGET)
     assert set("gd kl ap none rmu-retain jensun-retain".split()) == set(RETAIN)
 
 
@@ -100,7 +100,7 @@ def test_rmus_retain_term_is_refused_without_rmu_or_at_another_layer() -> None:
     check_objectives({"forget": asked("rmu", layer=3), "retain": asked("rmu-retain", layer=3)})
 
 
-@pytest.mark.parametrize("loss", ["idk", "dpo", "altpo"])
+@pytest.mark.parametrize("loss", ["idk", "dpo", "npo-idk", "altpo"])
 def test_answers_cannot_be_replaced_in_plain_text(loss: str) -> None:
     with pytest.raises(UserError, match="plain text without questions"):
         check_rows("forget", loss, "text")

@@ -36,6 +36,12 @@ def npo(answer: list[float], reference: list[float], beta: float) -> float:
     return -2 / beta * log_sigmoid(beta * (sum(answer) - sum(reference)))
 
 
+def npo_idk(
+    answer: list[float], reference: list[float], other: list[float], beta: float, refusal_weight: float
+) -> float:
+    return npo(answer, reference, beta) + refusal_weight * sum(other) / len(other)
+
+
 def simnpo(answer: list[float], beta: float, delta: float) -> float:
     return -2 / beta * log_sigmoid(beta * (sum(answer) / len(answer) - delta))
 
