@@ -45,9 +45,8 @@ def main() -> None:
         num_hidden_layers=4, num_attention_heads=4, max_position_embeddings=256,
     )  # fmt: skip
     model = LlamaForCausalLM(config)
-    batches = [
-        (turn.objective, examples[turn.objective].batch(turn.rows)) for s in range(STEPS) for turn in schedule.at(s)
-    ]
+    turns = [schedule.at(step).turns[0] for step in range(STEPS)]
+    batches = [(turn.objective, examples[turn.objective].batch(turn.rows)) for turn in turns]
     tokens = sum(batch.tokens for _, batch in batches)
 
     def optimizer() -> DualAdamW:
@@ -64,7 +63,7 @@ def main() -> None:
 
     def ours() -> None:
         settings = Settings(steps=STEPS, lr=1e-6, micro_batch=16)
-        train(model, optimizer(), tasks, schedule, settings, measure_conflict=measure_conflict)
+        train(model, optimizer(), tasks, schedule, settings, measure_conflict=lambda taken, _: measure_conflict(taken))
 
     times: dict[str, list[float]] = {"bare": [], "ours": [], "bare again": []}
     for _ in range(asked.rounds):

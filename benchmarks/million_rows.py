@@ -40,7 +40,7 @@ def measure(path: Path) -> None:
     retain = load_records(str(path))
     check_overlap(make_records("forget", [{"question": "Who was it?", "answer": "Nobody."}]), retain)
     schedule = Schedule({"retain": ROWS}, {"retain": 1}, batch_size=16, seed=0, lengths={"retain": retain.lengths})
-    drawn = [retain[row] for step in range(250) for row in schedule.at(step)[0].rows]
+    drawn = [retain[row] for step in range(250) for row in schedule.at(step).turns[0].rows]
     seconds, grown = time.perf_counter() - began, process.memory_info().rss - before
     print(f"{ROWS} rows, {path.stat().st_size / 2**20:.0f} MiB: read, checked, and {len(drawn)} rows drawn")
     print(

@@ -180,7 +180,7 @@ def teach(
     on_event(PhaseStarted(name, steps))
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = lr * min(1.0, (step + 1) / 50, 2 * (1 - step / steps))
-        batch = examples.batch(schedule.at(step)[0].rows)
+        batch = examples.batch(schedule.at(step).turns[0].rows)
         model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=batch.labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

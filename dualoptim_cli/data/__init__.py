@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 from dualoptim_cli.data.encode import Encoded, Encoder
 from dualoptim_cli.data.records import Message, Record, Records, check_overlap, load_records, make_records
 from dualoptim_cli.data.refusals import REFUSALS, draw_refusal, load_refusals
-from dualoptim_cli.data.schedule import Schedule, Turn
+from dualoptim_cli.data.schedule import METHOD, Due, Schedule, Turn
 
 if TYPE_CHECKING:
     from dualoptim_cli.data.batches import Batch, Examples, collate
 
 __all__ = [
+    "METHOD",
     "REFUSALS",
     "Batch",
+    "Due",
     "Encoded",
     "Encoder",
     "Examples",

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 Mode = Literal["alternate", "joint"]
 Order = NDArray[np.int64]
 
+METHOD = "sum"
+"""The method by which gradients are made one where nothing else is wanted (see `train.gradient`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Turn:
@@ -25,8 +28,19 @@ class Turn:
     rows: tuple[int, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What is due in one step: the turns, and the name of the method that makes one gradient of theirs.
+
+    The methods themselves are those of `train.gradient`.
+    """
+
+    turns: tuple[Turn, ...]
+    method: str
+
+
 class Schedule:
-    """Whose turn it is at each step, and on which rows.
+    """Whose turn it is at each step, on which rows, and how their gradients are made one.
 
     `sizes` holds the number of rows and `turns` the steps in a cycle of each objective, in the order in which they
     take them. Alternating, a step belongs to one objective; joint, every step belongs to all. A turn takes the
@@ -45,6 +59,7 @@ class Schedule:
         batch_size: int,
         seed: int,
         mode: Mode = "alternate",
+        method: str = METHOD,
         lengths: Mapping[str, Sequence[int] | NDArray[np.int64]] | None = None,
     ) -> None:
         assert turns.keys() == sizes.keys()
@@ -54,16 +69,18 @@ class Schedule:
         self.batch_size = batch_size
         self.seed = seed
         self.mode = mode
+        self.method = method
         self.cycle = tuple(name for name, steps in turns.items() for _ in range(steps))
         self._lengths = {name: np.asarray(each) for name, each in (lengths or {}).items()}
         self._orders: dict[str, tuple[int, Order]] = {}
 
-    def at(self, step: int) -> tuple[Turn, ...]:
-        """The turns of `step` (from 0): one when alternating, one for each objective when joint."""
+    def at(self, step: int) -> Due:
+        """What is due at `step` (from 0): one turn when alternating, one of each objective when joint."""
         if self.mode == "joint":
-            return tuple(Turn(name, self._rows(name, step)) for name in self.sizes)
+            return Due(tuple(Turn(name, self._rows(name, step)) for name in self.sizes), self.method)
         name = self.cycle[step % len(self.cycle)]
-        return (Turn(name, self._rows(name, self.turns_before(name, step))),)
+        turn = Turn(name, self._rows(name, self.turns_before(name, step)))
+        return Due((turn,), self.method)
 
     def turns_before(self, objective: str, step: int) -> int:
         """How many turns the objective has taken when `step` (from 0) begins."""

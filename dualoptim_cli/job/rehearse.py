@@ -135,7 +135,7 @@ def rehearse(
 
 def _share(config: RunConfig, name: str, schedule: Schedule, plan: Plan, sizes: Sizes) -> Share:
     tokens = counted = places = 0
-    for turn in (turn for step in range(plan.steps) for turn in schedule.at(step) if turn.objective == name):
+    for turn in (turn for step in range(plan.steps) for turn in schedule.at(step).turns if turn.objective == name):
         for start in range(0, len(turn.rows), plan.micro_batch):
             for answers in zip(*(sizes[row] for row in turn.rows[start : start + plan.micro_batch]), strict=True):
                 lengths = [length for length, _ in answers]

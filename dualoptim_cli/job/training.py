@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import ExitCode, UserError
-from dualoptim_cli.events import CheckpointSaved, Event, Note, OnEvent, StepDone
+from dualoptim_cli.events import CheckpointSaved, Event, Note, OnEvent
 from dualoptim_cli.job import references
 from dualoptim_cli.job.identity import identity_of, name_rows, texts_digest, tokens_digest
 from dualoptim_cli.plan import Plan
@@ -91,7 +91,6 @@ class Training:
         from dualoptim_cli.train.standing import Collapsed, Stopped
 
         config, settings = self.config, self._settings()
-        self._step = start.step
         self._history = history.History(
             self.folder.path / history.NAME, steps=settings.steps, every=settings.conflict_every
         )
@@ -100,8 +99,6 @@ class Training:
             self._log = log
 
             def tell(event: Event) -> None:
-                if isinstance(event, StepDone):
-                    self._step = event.step
                 log(event)
                 self.on_event(event)
 
@@ -130,12 +127,12 @@ class Training:
                 raise self._with_way_out(fault) from fault
         return Trained(done.step)
 
-    def _observe(self, optimizer: Optimizer) -> Conflict | None:
+    def _observe(self, optimizer: Optimizer, step: int) -> Conflict | None:
         """The conflict after the step that was just taken; now and then with all else that the state tells."""
         from dualoptim_cli.optim import measure_conflict, summarize_state
         from dualoptim_cli.record.history import SAMPLE
 
-        names, step = tuple(self._schedule.turns)[:2], self._step + 1
+        names = tuple(self._schedule.turns)[:2]
         if not self._history.due(step):
             return measure_conflict(optimizer, *names) if len(names) > 1 else None
         found = summarize_state(optimizer, *names, sample=SAMPLE)

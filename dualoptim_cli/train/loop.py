@@ -13,30 +13,24 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from dualoptim_cli.distributed import PROCESSES, Processes
 from dualoptim_cli.errors import ExitCode
 from dualoptim_cli.events import Note, OnEvent, StepDone, TrainingEnded, TrainingStarted
 from dualoptim_cli.train import memory
 from dualoptim_cli.train.collapse import Watch
 from dualoptim_cli.train.device import accelerator_for, memory_in_use
+from dualoptim_cli.train.gradient import METHODS, NotFinite, Passes, RowsTooLarge, Task
 from dualoptim_cli.train.settings import Settings, learning_rate
 from dualoptim_cli.train.standing import Collapsed, Standing, Stopped
 
 if TYPE_CHECKING:
-    from dualoptim_cli.data import Schedule, Turn
-
-
-class Task(Protocol):
-    """What the loop needs of an objective bound to its rows (see `objectives.forward`)."""
-
-    def units(self, rows: Sequence[int], *, draw: int) -> int: ...
-    def tokens(self, rows: Sequence[int], *, draw: int) -> int: ...
-    def loss(self, model: torch.nn.Module, rows: Sequence[int], *, draw: int) -> torch.Tensor: ...
+    from dualoptim_cli.data import Due, Schedule, Turn
 
 
 class Conflict(Protocol):
@@ -48,6 +42,8 @@ class Conflict(Protocol):
     def by_layer(self) -> Mapping[str, float]: ...
 
 
+MeasureConflict = Callable[[torch.optim.Optimizer, int], Conflict | None]
+"""The optimizer and how many steps it has taken → the conflict of its objectives, where it can be measured."""
 NameRows = Callable[[str, Sequence[int]], str]
 """Objective and row numbers → how a person calls these rows."""
 
@@ -68,8 +64,9 @@ def train(
     start: Standing | None = None,
     on_event: OnEvent = lambda _: None,
     after_step: Callable[[Standing], bool] = lambda _: True,
-    measure_conflict: Callable[[torch.optim.Optimizer], Conflict | None] = lambda _: None,
+    measure_conflict: MeasureConflict = lambda *_: None,
     name_rows: NameRows = _by_number,
+    processes: Processes = PROCESSES,
 ) -> Standing:
     """Run the steps from `start` (the first one by default) to `settings.steps`; return where training then stands.
 
@@ -77,13 +74,20 @@ def train(
     `watches` name the objectives whose collapse ends it. Raises `Stopped`: exit 6 at numbers that are not finite,
     once `settings.skips` of such steps were left out, and at a collapse; exit 4 when memory runs out for a single row.
     """
-    loop = _Loop(model, optimizer, tasks, schedule, settings, start or Standing(), on_event, name_rows)
-    loop.weights = dict(weights or {})
-    loop.measure_conflict = measure_conflict
-    loop.watches = {
-        name: watch.load(loop.standing.watched[name]) if name in loop.standing.watched else watch
-        for name, watch in (watches or {}).items()
-    }
+    loop = _Loop(
+        model,
+        optimizer,
+        tasks,
+        schedule,
+        settings,
+        weights=weights or {},
+        watches=watches or {},
+        start=start or Standing(),
+        on_event=on_event,
+        measure_conflict=measure_conflict,
+        name_rows=name_rows,
+        processes=processes,
+    )
     model.train()
     on_event(
         TrainingStarted(
@@ -111,16 +115,12 @@ class _Gradient:
     """What came of the passes of one step: the mean loss of each objective, the gradient's norm, what is wrong."""
 
     losses: Mapping[str, float]
-    norm: float
+    norm: float = math.nan
     fault: str = ""
 
 
 class _Loop:
     """One training: what its steps share, and where it stands."""
-
-    weights: Mapping[str, float]
-    watches: dict[str, Watch]
-    measure_conflict: Callable[[torch.optim.Optimizer], Conflict | None]
 
     def __init__(
         self,
@@ -129,9 +129,14 @@ class _Loop:
         tasks: Mapping[str, Task],
         schedule: Schedule,
         settings: Settings,
-        standing: Standing,
+        *,
+        weights: Mapping[str, float],
+        watches: Mapping[str, Watch],
+        start: Standing,
         on_event: OnEvent,
+        measure_conflict: MeasureConflict,
         name_rows: NameRows,
+        processes: Processes,
     ) -> None:
         self._accelerator = accelerator_for(model, settings.mixed_precision)
         self._model = model
@@ -141,28 +146,34 @@ class _Loop:
         self._tasks = tasks
         self._schedule = schedule
         self._settings = settings
-        self._tell = on_event
+        self._weights = weights
+        self._on_event = on_event
+        self._measure_conflict = measure_conflict
         self._name_rows = name_rows
-        self.standing = replace(standing, micro_batch=standing.micro_batch or settings.micro_batch)
-        if self._accelerator.scaler is not None and standing.scaler is not None:
-            self._accelerator.scaler.load_state_dict(dict(standing.scaler))
+        self._processes = processes
+        self._watches = dict(watches)
+        for name in watches.keys() & start.watched.keys():
+            self._watches[name] = watches[name].load(start.watched[name])
+        self.standing = replace(start, micro_batch=start.micro_batch or settings.micro_batch)
+        if self._accelerator.scaler is not None and start.scaler is not None:
+            self._accelerator.scaler.load_state_dict(dict(start.scaler))
 
     def step(self) -> StepDone:
         """Take the step that is due, and say what was done."""
         begun, number = time.perf_counter(), self.standing.step
-        turns = self._schedule.at(number)
-        _aim(self._optimizer, turns, learning_rate(number, self._settings))
-        found = self._gradient(turns)
-        skipped = self._skipping(found) if found.fault else self._update()
+        due = self._schedule.at(number)
+        _aim(self._optimizer, due.turns, learning_rate(number, self._settings))
+        gradient = self._gradient(due)
+        skipped = self._skip(gradient.fault) if gradient.fault else self._update()
         self._stepper.zero_grad(set_to_none=True)
-        self._advance(found, skipped)
+        self._advance(gradient, skipped)
         conflict = self._conflict()
         return StepDone(
             step=self.standing.step,
-            losses={name: loss for name, loss in found.losses.items() if math.isfinite(loss)},
-            lrs={turn.objective: _rate(self._optimizer, turn.objective) for turn in turns},
-            grad_norm=found.norm if math.isfinite(found.norm) else 0.0,
-            tokens=sum(self._tasks[turn.objective].tokens(turn.rows, draw=number) for turn in turns),
+            losses={name: loss for name, loss in gradient.losses.items() if math.isfinite(loss)},
+            lrs={turn.objective: _rate(self._optimizer, turn.objective) for turn in due.turns},
+            grad_norm=gradient.norm if math.isfinite(gradient.norm) else 0.0,
+            tokens=sum(self._tasks[turn.objective].tokens(turn.rows, draw=number) for turn in due.turns),
             seconds=time.perf_counter() - begun,
             memory=memory_in_use(self._accelerator.device),
             conflict=conflict.overall if conflict else None,
@@ -177,7 +188,7 @@ class _Loop:
 
     def check_collapse(self) -> None:
         """Stop where a watched objective's loss has collapsed."""
-        for name, watch in self.watches.items():
+        for name, watch in self._watches.items():
             if watch.collapsed:
                 raise Collapsed(
                     f"Step {self.standing.step}: the {name} loss has collapsed. It was above {watch.bound:.3g} at each "
@@ -188,63 +199,57 @@ class _Loop:
                     whole=False,
                 )
 
-    def _gradient(self, turns: Sequence[Turn]) -> _Gradient:
+    def _gradient(self, due: Due) -> _Gradient:
         """The gradient of the whole batch, in pieces as large as memory allows."""
         while True:
             try:
-                torch.manual_seed(_mix(self._settings.seed, self.standing.step))
-                found = self._accumulate(turns)
-                return found if found.fault else self._normed(found, turns)
-            except (RuntimeError, MemoryError) as error:
-                if not memory.out_of_memory(error):
-                    raise
+                return self._attempt(due)
+            except RowsTooLarge as error:
+                objective, rows = error.objective, error.rows
             # Only out here is the error gone, and with it the hold of its frames on what filled the memory.
             self._optimizer.zero_grad(set_to_none=True)
             memory.release()
-            self._halve(turns)
+            self._halve(due.turns, self._name_rows(objective, rows))
 
-    def _accumulate(self, turns: Sequence[Turn]) -> _Gradient:
-        """Accumulate each objective's gradient over its rows; losses are means over the effective batch."""
-        losses: dict[str, float] = {}
-        draw = self.standing.step
-        for turn in turns:
-            task, total = self._tasks[turn.objective], 0.0
-            units = task.units(turn.rows, draw=draw)
-            for rows in _pieces(turn.rows, self.standing.micro_batch):
-                self._at = turn.objective, rows
-                with self._accelerator.autocast():
-                    loss = task.loss(self._prepared, rows, draw=draw) / units
-                self._accelerator.backward(loss * self.weights.get(turn.objective, 1.0))
-                part = float(loss.detach())
-                total += part
-                if not math.isfinite(part):
-                    where = self._name_rows(turn.objective, rows)
-                    fault = f"the {turn.objective} loss is not a finite number ({where})"
-                    return _Gradient({**losses, turn.objective: part}, math.nan, fault)
-            losses[turn.objective] = total
-        return _Gradient(losses, math.nan)
-
-    def _normed(self, found: _Gradient, turns: Sequence[Turn]) -> _Gradient:
-        """With the norm of the whole gradient, which is scaled down to the limit where one is set."""
+    def _attempt(self, due: Due) -> _Gradient:
+        """Let the method write the gradient, take its norm, and scale it down to the limit where one is set."""
+        passes = Passes(
+            self._prepared,
+            self._tasks,
+            weights=self._weights,
+            precision=self._accelerator,
+            processes=self._processes,
+            micro_batch=self.standing.micro_batch,
+            draw=self.standing.step,
+        )
+        torch.manual_seed(self._processes.own_seed(_mix(self._settings.seed, self.standing.step)))
+        try:
+            METHODS[due.method].write(passes, due.turns)
+        except NotFinite as error:
+            where = self._name_rows(error.objective, error.rows)
+            return _Gradient(passes.losses, fault=f"the {error.objective} loss is not a finite number ({where})")
         self._accelerator.unscale_gradients(self._stepper)
-        grads = [p.grad for p in self._model.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        limit = self._settings.max_grad_norm
-        if limit is not None:
-            torch.nn.utils.clip_grads_with_norm_(self._model.parameters(), limit, norm)
-        if math.isfinite(norm) or self._accelerator.scaler is not None:  # fp16's scaler deals with its own overflows
-            return replace(found, norm=float(norm))
-        where = "; ".join(self._name_rows(turn.objective, turn.rows) for turn in turns)
-        return replace(found, fault=f"the gradient of {' + '.join(found.losses)} is not a finite number ({where})")
+        norm = self._processes.norm([p.grad for p in self._model.parameters() if p.grad is not None])
+        if self._settings.max_grad_norm is not None:
+            self._processes.clip(self._model.parameters(), self._settings.max_grad_norm, norm)
+        gradient = _Gradient(passes.losses, float(norm))
+        if math.isfinite(gradient.norm) or self._accelerator.scaler is not None:  # fp16's scaler sees to its overflows
+            return gradient
+        names = " + ".join(gradient.losses)
+        where = "; ".join(self._name_rows(turn.objective, turn.rows) for turn in due.turns)
+        return replace(gradient, fault=f"the gradient of {names} is not a finite number ({where})")
 
-    def _halve(self, turns: Sequence[Turn]) -> None:
-        """Half as many rows at once from here on; one row that does not fit ends the training."""
+    def _halve(self, turns: Sequence[Turn], rows: str) -> None:
+        """Half as many rows at once from here on; one row that does not fit ends the training.
+
+        `rows` names those that memory did not suffice for.
+        """
         number, size = self.standing.step + 1, self.standing.micro_batch
         whole = max(len(turn.rows) for turn in turns)
         at_once = min(size, whole)
         if at_once == 1:
             raise Stopped(
-                f"Step {number}: a single row does not fit into memory ({self._name_rows(*self._at)}).",
+                f"Step {number}: a single row does not fit into memory ({rows}).",
                 memory.LESS,
                 ExitCode.RESOURCES,
                 standing=self.standing,
@@ -253,18 +258,18 @@ class _Loop:
         fewer = (at_once + 1) // 2
         self.standing = replace(self.standing, micro_batch=fewer)
         text = f"Out of memory at step {number}: it is done again with {fewer} rows at once instead of {at_once}, and"
-        self._tell(
+        self._on_event(
             Note(f"{text} so are those behind it. The batch stays {whole}, and the result but for rounding.", "warning")
         )
 
-    def _skipping(self, found: _Gradient) -> str:
+    def _skip(self, fault: str) -> str:
         """Leave a step out because of its fault, or stop when too many were."""
         number, left = self.standing.step + 1, self._settings.skips - self.standing.skipped
         if left > 0:
-            self._tell(Note(f"Step {number} is skipped: {found.fault}. {left - 1} more may be.", "warning"))
-            return found.fault
+            self._on_event(Note(f"Step {number} is skipped: {fault}. {left - 1} more may be.", "warning"))
+            return fault
         raise Stopped(
-            f"Step {number}: {found.fault}. The weights are those of step {self.standing.step}.",
+            f"Step {number}: {fault}. The weights are those of step {self.standing.step}.",
             "Try a lower --lr or --set optimizer.max_grad_norm=1; or leave such steps out: --on-nonfinite 'skip 3'.",
             ExitCode.TRAINING,
             standing=self.standing,
@@ -288,18 +293,18 @@ class _Loop:
             ) from error
         return "the loss scale of fp16 was too large and has been lowered" if self._stepper.step_was_skipped else ""
 
-    def _advance(self, found: _Gradient, skipped: str) -> None:
+    def _advance(self, gradient: _Gradient, skipped: str) -> None:
         """Move on to the next step."""
         scaler = self._accelerator.scaler
         if not skipped:
-            for name in self.watches.keys() & found.losses.keys():
-                self.watches[name] = self.watches[name].seeing(found.losses[name])
+            for name in self._watches.keys() & gradient.losses.keys():
+                self._watches[name] = self._watches[name].seeing(gradient.losses[name])
         self.standing = replace(
             self.standing,
             step=self.standing.step + 1,
-            skipped=self.standing.skipped + bool(found.fault),
-            sound=all(watch.sound for watch in self.watches.values()),
-            watched={name: watch.dump() for name, watch in self.watches.items()},
+            skipped=self.standing.skipped + bool(gradient.fault),
+            sound=all(watch.sound for watch in self._watches.values()),
+            watched={name: watch.dump() for name, watch in self._watches.items()},
             scaler=None if scaler is None else scaler.state_dict(),
         )
 
@@ -309,12 +314,12 @@ class _Loop:
         if step % self._settings.conflict_every and step != self._settings.steps:
             return None
         try:
-            return self.measure_conflict(self._optimizer)
+            return self._measure_conflict(self._optimizer, step)
         except (RuntimeError, MemoryError) as error:
             if not memory.out_of_memory(error):
                 raise
         memory.release()
-        self._tell(Note(f"Out of memory at step {step}: its conflict is not measured.", "warning"))
+        self._on_event(Note(f"Out of memory at step {step}: its conflict is not measured.", "warning"))
         return None
 
 
@@ -326,11 +331,6 @@ def _aim(optimizer: torch.optim.Optimizer, turns: Sequence[Turn], rate: float) -
     optimizer.objective = turns[0].objective if len(turns) == 1 else "joint"  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
         group["lr"] = rate
-
-
-def _pieces(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:
-    for start in range(0, len(rows), size):
-        yield rows[start : start + size]
 
 
 def _rate(optimizer: torch.optim.Optimizer, objective: str) -> float:

@@ -189,7 +189,7 @@ def test_padding_wastes_less_than_a_quarter_of_tofu(lab: Path, name: str) -> Non
     records = load_records(str(lab / "data" / "tofu" / f"{name}.jsonl"))
     examples = Examples(records, Encoder(AutoTokenizer.from_pretrained(lab / "models" / "tofu-2m5-target")))
     made = Schedule({"a": len(records)}, {"a": 1}, batch_size=16, seed=0, lengths={"a": records.lengths})
-    turns = [made.at(step)[0].rows for step in range(60)]
+    turns = [made.at(step).turns[0].rows for step in range(60)]
     drawn = [examples.batch(part) for rows in turns for part in (rows[:8], rows[8:])]
     assert 1 - sum(batch.tokens for batch in drawn) / sum(batch.input_ids.numel() for batch in drawn) < 0.25
 

@@ -17,18 +17,18 @@ def schedule(**changes: object) -> Schedule:
 
 
 def test_objectives_alternate_in_the_order_and_number_of_their_turns() -> None:
-    names = [schedule().at(step)[0].objective for step in range(12)]
+    names = [schedule().at(step).turns[0].objective for step in range(12)]
     assert names == (["forget"] + ["retain"] * 5) * 2
 
 
 def test_three_objectives_with_any_names_take_their_turns() -> None:
     made = schedule(sizes={"safe": 9, "kind": 9, "brief": 9}, turns={"safe": 2, "kind": 1, "brief": 1})
     assert made.cycle == ("safe", "safe", "kind", "brief")
-    assert [made.at(step)[0].objective for step in range(4, 8)] == list(made.cycle)
+    assert [made.at(step).turns[0].objective for step in range(4, 8)] == list(made.cycle)
 
 
 def test_joint_steps_belong_to_every_objective() -> None:
-    turns = schedule(mode="joint").at(7)
+    turns = schedule(mode="joint").at(7).turns
     assert [turn.objective for turn in turns] == ["forget", "retain"]
 
 
@@ -41,7 +41,8 @@ def test_any_step_can_be_asked_for_in_any_order() -> None:
 
 def test_every_pass_takes_each_row_once() -> None:
     made = schedule()
-    drawn = [row for step in range(6 * 50) if (turn := made.at(step)[0]).objective == "retain" for row in turn.rows]
+    turns = [made.at(step).turns[0] for step in range(6 * 50)]
+    drawn = [row for turn in turns if turn.objective == "retain" for row in turn.rows]
     passes = [drawn[at : at + 50] for at in range(0, len(drawn) // 50 * 50, 50)]
     assert len(passes) == 40
     assert all(sorted(rows) == list(range(50)) for rows in passes)
@@ -50,8 +51,8 @@ def test_every_pass_takes_each_row_once() -> None:
 
 def test_a_set_smaller_than_the_batch_is_taken_whole() -> None:
     made = schedule(sizes={"forget": 3, "retain": 50})
-    assert sorted(made.at(0)[0].rows) == [0, 1, 2]
-    assert sorted(made.at(6)[0].rows) == [0, 1, 2]
+    assert sorted(made.at(0).turns[0].rows) == [0, 1, 2]
+    assert sorted(made.at(6).turns[0].rows) == [0, 1, 2]
 
 
 def test_another_seed_draws_other_rows() -> None:
@@ -60,7 +61,7 @@ def test_another_seed_draws_other_rows() -> None:
 
 def test_objectives_of_one_size_draw_their_own_order() -> None:
     made = schedule(sizes={"forget": 50, "retain": 50})
-    assert made.at(0)[0].rows != made.at(1)[0].rows
+    assert made.at(0).turns[0].rows != made.at(1).turns[0].rows
 
 
 @given(st.integers(1, 30), st.integers(1, 12), st.integers(0, 40), st.booleans())
@@ -68,7 +69,8 @@ def test_objectives_of_one_size_draw_their_own_order() -> None:
 def test_rows_used_are_those_drawn(size: int, batch: int, steps: int, sorted_by_length: bool) -> None:
     lengths = {"forget": [7 * row % 11 for row in range(size)]} if sorted_by_length else None
     made = schedule(sizes={"forget": size, "retain": 5}, batch_size=batch, lengths=lengths)
-    drawn = {row for step in range(steps) for turn in made.at(step) if turn.objective == "forget" for row in turn.rows}
+    turns = [made.at(step).turns[0] for step in range(steps)]
+    drawn = {row for turn in turns if turn.objective == "forget" for row in turn.rows}
     assert made.rows_used("forget", steps) == drawn
 
 
@@ -76,7 +78,7 @@ def test_lengths_put_the_longest_rows_of_a_turn_first_and_change_nothing_else() 
     lengths = np.random.default_rng(0).integers(10, 100, 50)
     plain, made = schedule(), schedule(lengths={"retain": lengths})
     for step in range(60):
-        ((before,), (after,)) = plain.at(step), made.at(step)
+        ((before,), (after,)) = plain.at(step).turns, made.at(step).turns
         if after.objective == "forget":
             assert after == before
         else:
@@ -88,7 +90,7 @@ def test_halves_of_a_turn_then_hold_rows_of_like_length() -> None:
     lengths = np.random.default_rng(0).integers(10, 100, 500)
 
     def waste(made: Schedule) -> float:
-        rows = [made.at(step)[0].rows for step in range(200)]
+        rows = [made.at(step).turns[0].rows for step in range(200)]
         halves = [lengths[list(part)] for turn in rows for part in (turn[:8], turn[8:])]
         return 1 - sum(map(np.sum, halves)) / sum(len(half) * half.max() for half in halves)
 
@@ -105,5 +107,6 @@ def test_the_draw_of_a_million_rows_is_known_by_heart_after_the_first_step() -> 
 
 
 def test_the_order_is_the_same_in_every_version() -> None:
-    assert schedule().at(0)[0].rows == (9, 1, 11, 10, 6, 7, 2, 0)
-    assert Counter(turn.objective for step in range(60) for turn in schedule().at(step)) == {"forget": 10, "retain": 50}
+    assert schedule().at(0).turns[0].rows == (9, 1, 11, 10, 6, 7, 2, 0)
+    counts = Counter(schedule().at(step).turns[0].objective for step in range(60))
+    assert counts == {"forget": 10, "retain": 50}

@@ -40,5 +40,5 @@ def test_nothing_but_none_is_refused() -> None:
 
 def test_rows_of_a_turn_come_longest_first_where_lengths_are_known() -> None:
     examples: Any = {"forget": Rows(np.arange(20)), "retain": Rows(None)}
-    rows = make_schedule(run_of(), examples, batch_size=4).at(0)[0].rows
+    rows = make_schedule(run_of(), examples, batch_size=4).at(0).turns[0].rows
     assert list(rows) == sorted(rows, reverse=True)

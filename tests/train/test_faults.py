@@ -128,7 +128,7 @@ def test_memory_that_runs_out_in_the_optimizer_stops_the_run_since_half_a_step_c
 
 
 def test_a_conflict_that_memory_does_not_suffice_for_is_left_out_and_the_run_goes_on() -> None:
-    def measure(_: Any) -> None:
+    def measure(*_: Any) -> None:
         raise SHORTAGES[0]
 
     straight, _ = run(Line())
@@ -199,7 +199,7 @@ def test_more_skipped_steps_than_allowed_stop_the_run_even_over_a_resumption() -
 
 def test_only_the_rows_of_the_bad_micro_batch_are_named() -> None:
     plan = schedule()
-    rows = plan.at(1)[0].rows
+    rows = plan.at(1).turns[0].rows
 
     class One(Squares):
         def loss(self, model: torch.nn.Module, rows_: Sequence[int], *, draw: int) -> torch.Tensor:

@@ -94,7 +94,7 @@ def test_loop_equals_a_loop_written_by_hand() -> None:
     plan, settings = schedule(), Settings(steps=9, lr=1e-2, micro_batch=4)
     tasks, scale = {"forget": Squares(-1), "retain": Squares(1)}, {"forget": 0.5, "retain": 1.0}
     for step in range(9):
-        (turn,) = plan.at(step)
+        (turn,) = plan.at(step).turns
         loss = tasks[turn.objective].loss(twin, turn.rows, draw=step) / len(turn.rows)
         optimizer.zero_grad()
         (loss * scale[turn.objective]).backward()
@@ -117,7 +117,7 @@ def test_joint_step_is_one_step_on_the_weighted_sum() -> None:
     optimizer = build_optimizer("adamw", list(model.named_parameters()), lr=1e-2, weight_decay=0.0)
     settings = Settings(steps=1, lr=1e-2, micro_batch=4, warmup=0.0)
     weights, events = run(model, optimizer, settings, plan, weights={"retain": 2.0})
-    first, second = plan.at(0)
+    first, second = plan.at(0).turns
     (
         Squares(-1).loss(twin, first.rows, draw=0) / len(first.rows)
         + 2 * Squares(1).loss(twin, second.rows, draw=0) / len(second.rows)
@@ -151,7 +151,7 @@ def test_events_tell_every_step_with_its_rate_loss_and_tokens() -> None:
 
 def test_conflict_is_measured_every_so_often_and_at_the_end() -> None:
     settings = Settings(steps=9, lr=1e-2, micro_batch=4, conflict_every=4)
-    _, events = run(Line(), settings=settings, measure_conflict=measure_conflict)
+    _, events = run(Line(), settings=settings, measure_conflict=lambda taken, _: measure_conflict(taken))
     told = [event.step for event in events if isinstance(event, StepDone) and event.conflict is not None]
     assert told == [4, 8, 9]
 
