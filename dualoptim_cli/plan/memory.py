@@ -1,14 +1,14 @@
 """What a training step holds in memory, by part, and when that is most.
 
-Weights, gradients and optimizer state are counted. Activations and logits are found by taking the step on paper:
-the model and the objectives run as they will, on tensors that have sizes and lifetimes but no memory.
+Weights, gradients and optimizer state are counted. Activations and logits are found by running the step on fake
+tensors: the model and the objectives run as they will, on tensors that have sizes and lifetimes but no memory.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dualoptim_cli.config import RunConfig
+from dualoptim_cli.data.batches import collate
+from dualoptim_cli.data.encode import Encoded
 from dualoptim_cli.objectives import Objective, find_objective
-from dualoptim_cli.objectives.forward import ANSWERS
-from dualoptim_cli.objectives.heads import SplitHead, WholeHead, causal_lm
-from dualoptim_cli.objectives.likelihood import nll, widen
-from dualoptim_cli.objectives.passes import in_pieces
-from dualoptim_cli.plan.blueprint import Blueprint
+from dualoptim_cli.objectives.forward import build_task
+from dualoptim_cli.objectives.heads import assume_halves, causal_lm
+from dualoptim_cli.objectives.reference import Frozen
+from dualoptim_cli.plan.allocations import Allocations
+from dualoptim_cli.plan.blueprint import FLOAT, Blueprint
 from dualoptim_cli.plan.choices import taking_turns
-from dualoptim_cli.plan.ledger import Ledger
+from dualoptim_cli.train.gradient import Method
 
 PARTS = (
     "weights",
@@ -47,7 +49,13 @@ MUON_COPIES = 5
 """Of a whole matrix in float32: its direction, and what Newton–Schulz holds at once."""
 UNKNOWN = "Activations and logits are not counted: what this model computes depends on its numbers."
 FEW = 2
-"""Layers that are looked at once alone and once with as many more; an even number, since kinds of layers alternate."""
+"""Layers of the two runs from which the others are extrapolated, once and twice as many. Even, since kinds of layers
+alternate (sliding and full attention)."""
+LIKELIHOODS_NOTED = frozenset({"answer_reference", "refusal_reference", "alternative_reference"})
+"""Needs that are numbers noted before training: they cost no pass."""
+
+Parts = Counter[str]
+"""Bytes of each part."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +98,9 @@ class Memory:
     def to_json(self) -> dict[str, Any]:
         """As JSON can hold it: of every part, bytes at its own worst moment and at that of the whole."""
         highest, at_peak = self.resting | self.highest, self.resting | self.at_peak
+        parts = [name for name in PARTS if highest.get(name)]
         return {
-            "parts": {
-                name: {"highest": highest[name], "at_peak": at_peak.get(name, 0)} for name in PARTS if highest.get(name)
-            },
+            "parts": {name: {"highest": highest[name], "at_peak": at_peak.get(name, 0)} for name in parts},
             "optimizer_state": self.state,
             "peak": self.peak,
             "moment": self.moment,
@@ -102,31 +109,32 @@ class Memory:
         }
 
 
-def remember(config: RunConfig, blueprint: Blueprint, rows: Rows, *, accumulates: bool, device: str) -> Memory:
+def plan_memory(
+    config: RunConfig, blueprint: Blueprint, rows: Rows, *, method: Method, accumulates: bool, device: str
+) -> Memory:
     """What a run's steps need on `device` when its micro-batches are as large as `rows`.
 
-    `accumulates` tells that a step has several micro-batches: then all gradients are there while activations are.
+    `method` makes the gradient. `accumulates` says that a step has several micro-batches: then all gradients are
+    there while activations are.
     """
+    gradients = method.gradients * blueprint.trained
+    highest: Parts = Counter()
+    passes: Parts = Counter()  # what all parts hold when the pass that holds most does
+    unknown = ""
     try:
-        booked = [
-            _booked(config, blueprint, objective, rows, accumulates=accumulates) for objective in _objectives(config)
-        ]
-    except (RuntimeError, NotImplementedError):  # as fake tensors say that a number is asked for, which they lack
-        booked, unknown = [(Counter(), Counter({"gradients": blueprint.trained}))], UNKNOWN
-    else:
-        unknown = ""
-    backward = max(booked, key=lambda each: each[1].total())
-    parts = {part for each in booked for part in each[0]}
-    highest = {part: max(each[0][part] for each in booked) for part in parts}
-    highest["gradients"] = blueprint.trained
-    rule = _workspace(config, blueprint, device)
-    step = Counter({"gradients": blueprint.trained, "workspace of the step": rule})
-    highest["workspace of the step"] = rule
+        for name in _different_passes(config):
+            of_objective, at_peak = _passes(config, blueprint, name, rows, method=method, accumulates=accumulates)
+            highest |= of_objective
+            passes = max(passes, at_peak, key=Counter.total)
+    except (RuntimeError, NotImplementedError):  # so fake tensors refuse what depends on the numbers they lack
+        highest, passes, unknown = Counter(), Counter({"gradients": gradients}), UNKNOWN
+    highest["gradients"] = gradients
+    highest["workspace of the step"] = _workspace(config, blueprint, device)
     if config.model.load_in:  # one matrix at a time is unpacked to be multiplied with
-        unpacked = blueprint.largest_packed * _compute_size(blueprint)
-        highest["unpacked weights"] = unpacked
-        backward[1]["unpacked weights"] = unpacked
-    in_backward = backward[1].total() >= step.total()
+        highest["unpacked weights"] = blueprint.largest_packed * _compute_size(blueprint)
+        passes["unpacked weights"] = highest["unpacked weights"]
+    step = Counter({part: highest[part] for part in ("gradients", "workspace of the step")})
+    in_passes = passes.total() >= step.total()
     here = config.model.frozen_device in ("auto", device)
     return Memory(
         resting={
@@ -135,29 +143,27 @@ def remember(config: RunConfig, blueprint: Blueprint, rows: Rows, *, accumulates
             "reference copy": blueprint.copy if here else 0,
             "optimizer state": sum(blueprint.state.values()),
         },
-        highest=highest,
-        at_peak=dict(backward[1] if in_backward else step),
-        moment="forward and backward pass" if in_backward else "optimizer step",
+        highest=dict(highest),
+        at_peak=dict(passes if in_passes else step),
+        moment="forward and backward pass" if in_passes else "optimizer step",
         state=blueprint.state,
         elsewhere=0 if here else blueprint.copy,
         unknown=unknown,
     )
 
 
-def _objectives(config: RunConfig) -> list[Objective]:
-    """The objectives that are trained, one of each kind: what a pass holds does not depend on its arithmetic."""
-    found = [find_objective(name, config.objectives[name].loss) for name in taking_turns(config)]
-    return list({_kind(objective): objective for objective in found}.values())
+def _different_passes(config: RunConfig) -> list[str]:
+    """The objectives that are trained, but of those whose passes hold the same only one: each takes a second or so.
 
-
-def _kind(objective: Objective) -> tuple[object, ...]:
-    whole = "logits" in objective.needs and objective.loss
-    return whole, "activations" in objective.needs, objective.compares_whole, _answers(objective)
-
-
-def _answers(objective: Objective) -> int:
-    """How many answers to each question the objective reads at once."""
-    return sum(kind in objective.needs for kind in ANSWERS) or 1
+    Arithmetic on likelihoods holds next to nothing, that on logits makes a difference.
+    """
+    names: dict[object, str] = {}
+    for name in taking_turns(config):
+        objective = find_objective(name, config.objectives[name].loss)
+        on_logits = objective.loss if "logits" in objective.needs else None
+        options = tuple(sorted(config.objectives[name].options.items()))
+        names[objective.needs - LIKELIHOODS_NOTED, on_logits, options] = name
+    return list(names.values())
 
 
 def _workspace(config: RunConfig, blueprint: Blueprint, device: str) -> int:
@@ -173,59 +179,84 @@ def _compute_size(blueprint: Blueprint) -> int:
     return int(next(blueprint.model.parameters()).element_size())
 
 
-def _booked(
-    config: RunConfig, blueprint: Blueprint, objective: Objective, rows: Rows, *, accumulates: bool
-) -> tuple[Counter[str], Counter[str]]:
-    """What each part holds at most, and what all hold when the whole does, in one objective's passes.
+def _passes(
+    config: RunConfig, blueprint: Blueprint, name: str, rows: Rows, *, method: Method, accumulates: bool
+) -> tuple[Parts, Parts]:
+    """What each part holds at most in one objective's passes, and what all hold when the whole holds most.
 
-    All layers but a few are left out, and then counted: each holds as much as the next.
+    All layers but a few are left out, and then extrapolated: each holds as much as the next.
     """
+    objective = find_objective(name, config.objectives[name].loss)
     depth, depths = len(layers_of(blueprint.model)), _depths(blueprint.model, objective)
-    found = [_pass(config, blueprint.model, objective, rows, layers=n, accumulates=accumulates) for n in depths]
-    if len(depths) == 1:
-        highest, at_peak = found[0]
-    else:
-        highest, at_peak = (_extended(counts, depths, depth) for counts in zip(*found, strict=True))
+    runs = [
+        _run(config, blueprint.model, name, rows, layers=n, backward=method.backward, accumulates=accumulates)
+        for n in depths
+    ]
+    highest, at_peak = runs[0]
+    if len(runs) > 1:
+        highest, at_peak = (_extrapolated(parts, depths, depth) for parts in zip(*runs, strict=True))
+    # Gradients that a method sets aside lie beside the one that the backward pass writes.
+    at_peak["gradients"] += (method.gradients - 1) * blueprint.trained
     if accumulates:
-        at_peak["gradients"] = blueprint.trained
+        at_peak["gradients"] = method.gradients * blueprint.trained
     return highest, at_peak
 
 
 def _depths(model: nn.Module, objective: Objective) -> list[int]:
-    """How many layers to count with: two small numbers, but all that are run where some are frozen, as with rmu."""
+    """How many layers to run with: two small numbers, but all where some are frozen or one is looked at (rmu)."""
     trained = [any(p.requires_grad for p in layer.parameters()) for layer in layers_of(model)]
-    if "activations" in objective.needs:
-        return [len(trained) - trained[::-1].index(True)]  # the layers above the one that is steered are not run
-    return [FEW, 2 * FEW] if all(trained) and len(trained) > 2 * FEW else [len(trained)]
+    if "activations" in objective.needs or not all(trained) or len(trained) <= 2 * FEW:
+        return [len(trained)]
+    return [FEW, 2 * FEW]
 
 
-def _extended(counts: Sequence[Counter[str]], depths: Sequence[int], depth: int) -> Counter[str]:
+def _extrapolated(counts: Sequence[Parts], depths: Sequence[int], depth: int) -> Parts:
     """Counts at two depths, drawn out to a third."""
-    first, last = counts[0], counts[-1]
-    layers = (depth - depths[-1]) / max(1, depths[-1] - depths[0])
+    first, last = counts
+    layers = (depth - depths[1]) / (depths[1] - depths[0])
     return Counter({part: max(0, round(last[part] + layers * (last[part] - first[part]))) for part in last | first})
 
 
-def _pass(
-    config: RunConfig, model: nn.Module, objective: Objective, rows: Rows, *, layers: int, accumulates: bool
-) -> tuple[Counter[str], Counter[str]]:
-    """Take the forward and the backward pass of one micro-batch on paper, with the first layers alone."""
+def _run(
+    config: RunConfig, model: nn.Module, name: str, rows: Rows, *, layers: int, backward: bool, accumulates: bool
+) -> tuple[Parts, Parts]:
+    """Run an objective's own passes over one micro-batch on fake tensors, with the first layers alone."""
+    part = config.objectives[name]
+    objective = find_objective(name, part.loss)
+    vocabulary = causal_lm(model).config.get_text_config().vocab_size
+
+    def part_of(tensor: Tensor) -> str:
+        return "logits" if tensor.dim() > 1 and tensor.shape[-1] == vocabulary else "activations"
+
     with FakeTensorMode(allow_non_fake_inputs=True), _as_trained(config):
-        model = _on_paper(model)
-        del layers_of(model)[layers:]
-        ids = torch.zeros(rows.rows, rows.length, dtype=torch.long)
-        counted = rows.rows * min(rows.counted, rows.length - 1)
-        known = [*model.parameters(), *model.buffers()]
+        model = _faked(model)
+        if layers < len(layers_of(model)):
+            del layers_of(model)[layers:]
+        frozen = Frozen(dtype=FLOAT.get(config.model.frozen_dtype))
+        no_examples: Any = None  # the task is given batches
+        task = build_task(name, part.loss, no_examples, options=part.options, frozen=frozen)
+        counted = min(rows.counted, rows.length - 1)
+        row = task.counted(Encoded((0,) * rows.length, ((rows.length - counted, rows.length),)))
+        batch = collate([row] * rows.rows, pad_id=0)
+        resting = [*model.parameters(), *model.buffers()]
+        assume_halves(model)
+        if objective.compares_whole:
+            frozen.keep(model)
+            with frozen.of(model) as before:
+                assume_halves(before)
+                resting += [*before.parameters(), *before.buffers()]
         if accumulates:
             for p in model.parameters():
                 p.grad = torch.empty_like(p) if p.requires_grad else None
-            known += [p.grad for p in model.parameters() if p.grad is not None]
-        ledger = Ledger(known)
-        with ledger, _gradients_booked(model, ledger):
-            loss = _loss(model, objective, ids, counted, ledger)
-            ledger.open_account("activations")
-            loss.backward()  # type: ignore[no-untyped-call]
-    return ledger.highest, ledger.at_peak
+            resting += [p.grad for p in model.parameters() if p.grad is not None]
+        batches, references = dict.fromkeys(task.kinds, batch), dict.fromkeys(task.kinds, torch.zeros(rows.rows))
+        allocations = Allocations(part_of, resting=resting)
+        with allocations, _gradients_counted(model, allocations):
+            with torch.set_grad_enabled(backward):
+                loss = task.loss_of_batches(model, batches, references)
+            if backward:
+                loss.backward()  # type: ignore[no-untyped-call]
+    return allocations.highest, allocations.at_peak
 
 
 def layers_of(model: nn.Module) -> nn.ModuleList:
@@ -236,7 +267,7 @@ def layers_of(model: nn.Module) -> nn.ModuleList:
     return rows[0] if rows else nn.ModuleList()
 
 
-def _on_paper(model: nn.Module) -> nn.Module:
+def _faked(model: nn.Module) -> nn.Module:
     """A copy of a model on the meta device that runs as on a CPU, where attention has its frugal kernel."""
     made: dict[int, Any] = {}
     for weight in model.parameters():
@@ -255,12 +286,12 @@ def _as_trained(config: RunConfig) -> Iterator[None]:
 
 
 @contextmanager
-def _gradients_booked(model: nn.Module, ledger: Ledger) -> Iterator[None]:
-    """Book each parameter's gradient as one when it has arrived."""
+def _gradients_counted(model: nn.Module, allocations: Allocations) -> Iterator[None]:
+    """Count each parameter's gradient as one when it has arrived."""
 
     def arrived(p: Tensor) -> None:
         assert p.grad is not None
-        ledger.move(p.grad, "gradients")
+        allocations.move(p.grad, "gradients")
 
     trained: list[Any] = [p for p in model.parameters() if p.requires_grad]
     hooks = [p.register_post_accumulate_grad_hook(arrived) for p in trained]
@@ -269,54 +300,3 @@ def _gradients_booked(model: nn.Module, ledger: Ledger) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
-
-
-class _Batch:
-    """Rows without padding, of which nothing needs to be known but the size."""
-
-    def __init__(self, ids: Tensor) -> None:
-        self.input_ids = ids
-        self.attention_mask = torch.ones_like(ids)
-        self.labels = ids
-
-
-def _loss(model: nn.Module, objective: Objective, ids: Tensor, counted: int, ledger: Ledger) -> Tensor:
-    """The loss of one micro-batch, over as many answers as the objective reads of each row."""
-    answers = range(_answers(objective))
-    return torch.stack([_one_answer(model, objective, ids, counted, ledger) for _ in answers]).sum()
-
-
-def _one_answer(model: nn.Module, objective: Objective, ids: Tensor, counted: int, ledger: Ledger) -> Tensor:
-    lm = causal_lm(model)
-    head: Any = WholeHead(lm) if lm.get_output_embeddings() is None or lm.get_decoder() is lm else SplitHead(lm)
-    ledger.open_account("activations")
-    hidden = [_some(head.hidden(_Batch(ids)), counted)]
-    if objective.compares_whole:
-        with torch.no_grad():
-            hidden.append(_some(head.hidden(_Batch(ids)), counted))
-    if "activations" in objective.needs:
-        return widen(hidden[0]).square().mean()
-    ledger.open_account("logits")
-    target = ids.view(-1)[:1].expand(counted)
-    compared = objective.compares_whole
-
-    def piece(aim: Tensor, states: Tensor, *old: Tensor) -> Tensor:
-        logits = widen(head.logits(states))
-        if "logits" not in objective.needs:
-            return nll(logits, aim)
-        reference = None
-        if compared:
-            with torch.no_grad():
-                reference = widen(head.logits(*old))
-        found: Mapping[str, Any] = {"logits": logits, "target": aim, "logits_reference": reference}
-        assert objective.loss is not None
-        values: Tensor = objective.loss(**{need: found[need] for need in objective.needs}, **objective.defaults)
-        return values
-
-    return in_pieces(piece, (target, *hidden), head.vocabulary).sum()
-
-
-def _some(states: Tensor, counted: int) -> Tensor:
-    """As many hidden states as positions count, gathered as a mask gathers them."""
-    flat = states.reshape(-1, states.shape[-1])
-    return flat.index_select(0, torch.zeros(counted, dtype=torch.long, device=flat.device))

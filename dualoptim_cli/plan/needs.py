@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from dualoptim_cli.config import LoraConfig, RunConfig
+from dualoptim_cli.data import METHOD
 from dualoptim_cli.errors import ExitCode, UserError, raise_all
 from dualoptim_cli.plan.blueprint import Blueprint, draw
 from dualoptim_cli.plan.choices import taking_turns
 from dualoptim_cli.plan.disk import Disk, plan_disk
-from dualoptim_cli.plan.memory import Memory, Rows, remember
+from dualoptim_cli.plan.memory import Memory, Rows, plan_memory
 from dualoptim_cli.plan.room import Room, room_of
 from dualoptim_cli.text import size
+from dualoptim_cli.train.gradient import METHODS
 
 COMFORT = 0.9
 """Of a device's memory: beyond it, what the allocator wastes and other programs hold decides."""
@@ -81,7 +83,10 @@ def find_needs(
         blueprint = blueprint or draw(config, folder, device=room.device)
         largest = Rows(min(micro, most), length, counted)
         several = micro < most or (config.schedule.mode == "joint" and len(taking_turns(config)) > 1)
-        return blueprint, remember(config, blueprint, largest, accumulates=several, device=room.device), largest
+        memory = plan_memory(
+            config, blueprint, largest, method=METHODS[METHOD], accumulates=several, device=room.device
+        )
+        return blueprint, memory, largest
 
     blueprint, memory, largest = plan(config, micro_batch)
     while (

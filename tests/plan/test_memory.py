@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dualoptim_cli.plan.blueprint import draw
-from dualoptim_cli.plan.memory import Memory, Rows, remember
+from dualoptim_cli.plan.memory import Memory, Rows, plan_memory
+from dualoptim_cli.train.gradient import METHODS, Method
 from tests.plan.llama import LITTLE, run_of, written
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -16,13 +18,17 @@ import memory_plan
 D, F, HEADS = LITTLE["hidden_size"], LITTLE["intermediate_size"], LITTLE["num_attention_heads"]
 LENGTH = 64
 TOKENS = 2 * LENGTH
+SUM = METHODS["sum"]
 
 
-def planned(folder: Path, layers: int, *, rows: int = 2, accumulates: bool = True, **sections: Any) -> Memory:
+def planned(
+    folder: Path, layers: int, *, rows: int = 2, accumulates: bool = True, method: Method = SUM, **sections: Any
+) -> Memory:
     config = run_of(**sections)
     where = written(folder / str(layers), **{**LITTLE, "num_hidden_layers": layers})
     blueprint = draw(config, where, device="cpu")
-    return remember(config, blueprint, Rows(rows, LENGTH, LENGTH), accumulates=accumulates, device="cpu")
+    largest = Rows(rows, LENGTH, LENGTH)
+    return plan_memory(config, blueprint, largest, method=method, accumulates=accumulates, device="cpu")
 
 
 def a_layer(folder: Path, **sections: Any) -> float:
@@ -120,6 +126,15 @@ def test_rmu_trains_and_keeps_the_gradients_of_its_layers_alone(tmp_path: Path) 
     assert planned(tmp_path, 4, objectives=rmu).highest["gradients"] == 2 * a_block
 
 
+def test_a_method_is_planned_by_the_gradients_it_holds_and_by_whether_it_goes_backward(tmp_path: Path) -> None:
+    usual = planned(tmp_path, 4, rows=64)
+    two = planned(tmp_path, 4, rows=64, method=replace(SUM, gradients=2))
+    assert two.highest["gradients"] == 2 * usual.highest["gradients"]
+    assert two.peak - usual.peak == usual.highest["gradients"]
+    forward = planned(tmp_path, 4, rows=64, method=replace(SUM, backward=False))
+    assert forward.highest["activations"] < usual.highest["activations"] / 4
+
+
 def test_a_model_that_does_not_run_without_numbers_is_planned_without_activations(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,7 +143,7 @@ def test_a_model_that_does_not_run_without_numbers_is_planned_without_activation
     def asks_for_numbers(*_: Any, **__: Any) -> None:
         raise RuntimeError("data-dependent")
 
-    monkeypatch.setattr("dualoptim_cli.plan.memory._pass", asks_for_numbers)
+    monkeypatch.setattr("dualoptim_cli.plan.memory._run", asks_for_numbers)
     memory = planned(tmp_path, 2, rows=64)
     assert "not counted" in memory.unknown
     assert whole.unknown == ""
@@ -136,7 +151,13 @@ def test_a_model_that_does_not_run_without_numbers_is_planned_without_activation
     assert memory.peak < whole.peak
 
 
-MEASURED = ("full, float32, 1 micro-batch", "full, bf16, 8-bit, checkpointing", "LoRA, bf16", "kl on retain, float32")
+MEASURED = (
+    "full, float32, 1 micro-batch",
+    "full, bf16, 8-bit, checkpointing",
+    "LoRA, bf16",
+    "kl on retain, float32",
+    "ap on retain, float32",
+)
 
 
 @pytest.mark.parametrize("case", [case for case in memory_plan.CASES if case[0] in MEASURED], ids=lambda case: case[0])

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from dualoptim_cli.plan.blueprint import draw
-from dualoptim_cli.plan.memory import Memory, Rows, remember
+from dualoptim_cli.plan.memory import Memory, Rows, plan_memory
+from dualoptim_cli.train.gradient import METHODS
 from tests.plan.llama import SEVEN_B, run_of, written
 
 V, D, F, L, HEADS = 32_000, 4096, 11_008, 32, 32
@@ -31,7 +32,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def planned(folder: Path, **sections: Any) -> Memory:
     config = run_of(**sections)
     rows = Rows(2, LENGTH, COUNTED)
-    return remember(config, draw(config, folder, device="cuda"), rows, accumulates=True, device="cuda")
+    return plan_memory(
+        config, draw(config, folder, device="cuda"), rows, method=METHODS["sum"], accumulates=True, device="cuda"
+    )
 
 
 @pytest.fixture(scope="module")
