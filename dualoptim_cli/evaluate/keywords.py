@@ -1,0 +1,102 @@
+"""The words that give a fact away: those of a row where nobody named any, and whether an answer says one."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from dualoptim_cli.data import Record
+
+SUBJECT_ROWS = 3  # rows to forget in which a name must stand to be what they are about
+MOST = 3  # keywords of a row: who says one of many words has said nothing
+
+_WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
+_OPENS_SENTENCE = re.compile(r"(?:^|[.!?:;]\s+|\n\s*|[\"“”«»(\[]\s*)$")
+_POSSESSIVE = re.compile(r"['’]s?$")
+
+
+@dataclass(frozen=True, slots=True)
+class Lexicon:
+    """What all rows of a run say about their words.
+
+    `names` are written with a capital within a sentence and never without one; `rows` counts the rows of each word.
+    `subjects` are names that stand in at least three rows to forget (in all, where there are fewer) and in no other.
+    """
+
+    names: frozenset[str]
+    subjects: frozenset[str]
+    rows: Counter[str]
+
+
+def read_lexicon(forget: Sequence[Record], keep: Iterable[Record]) -> Lexicon:
+    """Return the lexicon of rows to forget and all other rows of a run."""
+    inside, lower, rows = set[str](), set[str](), Counter[str]()
+    kept, gone = Counter[str](), Counter[str]()
+    for records, counted in ((forget, gone), (keep, kept)):
+        for record in records:
+            for text in (record.prompt, record.answer):
+                for word, opens in _words(text):
+                    if word[0].islower():
+                        lower.add(word)
+                    elif word[0].isupper() and not opens:
+                        inside.add(_fold(word))
+            counted.update({_fold(word) for text in (record.prompt, record.answer) for word, _ in _words(text)})
+    rows.update(gone)
+    rows.update(kept)
+    names = frozenset(inside - lower)
+    needed = min(SUBJECT_ROWS, len(forget))
+    return Lexicon(names, frozenset(name for name in names if gone[name] >= needed and not kept[name]), rows)
+
+
+def keywords_of(record: Record, lexicon: Lexicon) -> tuple[str, ...]:
+    """Return the keywords of a row by rule: what the rows are about, and the facts of the row's own answer.
+
+    The facts are the names and the numbers of two digits or more that its question does not say, the rarest first,
+    at most three. Common words are none: an answer can say them and be wrong. Many rows have no keyword.
+    """
+    asked = {_fold(word) for word, _ in _words(record.prompt)}
+    said = dict.fromkeys(_fold(word) for word, _ in _words(record.answer))
+    fresh = sorted((word for word in said if word not in asked), key=lambda word: lexicon.rows[word])
+    facts = [word for word in fresh if word in lexicon.names or (word.isdecimal() and len(word) > 1)][:MOST]
+    subjects = [word for word in dict.fromkeys([*said, *asked]) if word in lexicon.subjects]
+    return tuple(dict.fromkeys([*subjects, *facts]))
+
+
+def mentions(answer: str, keywords: Collection[str], question: str = "") -> bool:
+    """Tell whether an answer says a keyword that its question does not: an echo is no knowledge.
+
+    A keyword stands for every word that begins with it, case aside ("relativ": relativity, Relativitätstheorie).
+    """
+    return any(says(answer, word) for word in unsaid(keywords, question))
+
+
+def unsaid(keywords: Collection[str], question: str) -> list[str]:
+    """Return the keywords that a question does not give away itself."""
+    return [word for word in keywords if not says(question, word)]
+
+
+def says(text: str, keyword: str) -> bool:
+    """Tell whether a word of the text begins with the keyword; of scripts without spaces, whether it is in the text."""
+    begin = r"(?<!\w)" if keyword.isascii() or _is_cased(keyword) else ""
+    return re.search(begin + re.escape(_fold(keyword)), _normal(text)) is not None
+
+
+def _words(text: str) -> Iterator[tuple[str, bool]]:
+    """Give each word of a text, and whether it opens a sentence: there every word has a capital."""
+    for found in _WORD.finditer(text):
+        yield _POSSESSIVE.sub("", found[0]), bool(_OPENS_SENTENCE.search(text[: found.start()]))
+
+
+def _is_cased(word: str) -> bool:
+    return word.lower() != word.upper()
+
+
+def _fold(word: str) -> str:
+    return _normal(word).strip()
+
+
+def _normal(text: str) -> str:
+    return unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
