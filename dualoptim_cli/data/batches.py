@@ -122,12 +122,14 @@ class Examples:
                     "Choose another objective, or data.long_rows=cut.",
                 )
             return [self._windows[row] for row in rows]
-        keys = list(zip(rows, answers if answers is not None else [None] * len(rows), strict=True))
+        replaced: Sequence[str | None] = [None] * len(rows) if answers is None else answers
+        keys = list(zip(rows, replaced, strict=True))
         missing = [key for key in dict.fromkeys(keys) if key not in self._cache]
-        fresh = dict(zip(missing, self._encode(missing), strict=True)) if missing else {}
-        found = [fresh[key] if key in fresh else self._cache[key] for key in keys]
-        self._keep(fresh)
-        return found
+        self._cache |= zip(missing, self._encode(missing), strict=True)
+        encoded = [self._cache[key] for key in keys]
+        for key in list(islice(self._cache, max(0, len(self._cache) - CACHED_ROWS))):  # the oldest go first
+            del self._cache[key]
+        return encoded
 
     def batch(self, rows: Sequence[int], answers: Sequence[str] | None = None) -> Batch:
         """The examples as one padded batch."""
@@ -138,12 +140,9 @@ class Examples:
         return sum(row.answer_tokens for row in self.encode(rows))
 
     def _encode(self, keys: Sequence[tuple[int, str | None]]) -> list[Encoded]:
+        if not keys:
+            return []
         replaced = [answer for _, answer in keys if answer is not None]
         encoded = self.encoder.encode([self.records[row] for row, _ in keys], replaced or None)
         self._cut |= {row: each.cut for (row, _), each in zip(keys, encoded, strict=True) if each.cut}
         return encoded
-
-    def _keep(self, fresh: dict[tuple[int, str | None], Encoded]) -> None:
-        self._cache |= fresh
-        for key in list(islice(self._cache, max(0, len(self._cache) - CACHED_ROWS))):
-            del self._cache[key]

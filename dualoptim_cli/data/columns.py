@@ -20,7 +20,9 @@ SHAPES: dict[Kind, tuple[str, ...]] = {
     "chat": ("messages",),
     "text": ("text",),
 }
-_WORDS = {*PROMPTS, *ANSWERS, *(word for role in ROLES for word in role.split("_")), "input", "id", "label", "title"}
+_WORDS = {*PROMPTS, *ANSWERS, "input", "id", "label", "title"}
+for _role in ROLES:
+    _WORDS.update(_role.split("_"))
 KNOWN_COLUMNS = (
     "Rename the columns to question and answer, prompt and completion, instruction and output, messages, or text; "
     "or name them: --question-column and --answer-column."
@@ -28,51 +30,69 @@ KNOWN_COLUMNS = (
 
 
 def find_columns(name: str, rows: Sequence[Mapping[str, Any]], named: Mapping[str, str]) -> dict[str, str]:
-    """Which column serves which role; raises a UserError that shows what was found when that is not clear."""
+    """Which column serves which role, of the source called `name`.
+
+    `named` gives the columns that the user named by role; a source that lacks one of them is read by the rules for that
+    role (`lacking` says which). Raises a UserError that shows the columns when it is not clear which is what.
+    """
     names = list(dict.fromkeys(column for row in rows for column in row))
     if not names:
         if rows:
             raise UserError(f"{name} has rows without any column.", KNOWN_COLUMNS)
         return dict(named)
-    _check_named(name, names, named)
-    found = _by_rule(names, named) | {role: [column] for role, column in named.items()}
-    asked = named.keys() & CORE
-    kinds = [kind for kind, roles in SHAPES.items() if asked <= {*roles} <= found.keys()]
+    for role in named:
+        if role not in ROLES:
+            raise UserError(f'data.columns: "{role}" is no role of a column.', did_you_mean(role, ROLES))
+    present = {role: column for role, column in named.items() if column in names}
+    candidates = _by_rule(names, present)
+    kinds = [
+        kind for kind, roles in SHAPES.items() if (present.keys() & CORE) <= {*roles} and {*roles} <= candidates.keys()
+    ]
     if not kinds:
-        raise UserError(f"{name} has no {_missing(found)} ({show_columns(names)}).", KNOWN_COLUMNS)
-    roles = [role for kind in kinds for role in SHAPES[kind]]
-    if len(kinds) > 1 or any(len(found[role]) > 1 for role in roles):
-        several = [column for role in roles for column in found[role]]
+        absent = [column for role, column in named.items() if role not in present]
+        if absent:
+            raise UserError(f'{name} has no column "{absent[0]}" ({show_columns(names)}).', "Check data.columns.")
+        raise UserError(f"{name} has no {_missing(candidates)} ({show_columns(names)}).", KNOWN_COLUMNS)
+    roles: list[str] = []
+    several: list[str] = []
+    for kind in kinds:
+        for role in SHAPES[kind]:
+            roles.append(role)
+            several += candidates[role]
+    if len(several) > len(SHAPES[kinds[0]]):
         raise UserError(
             f"{name} can be read in more than one way ({show_columns(several)}).",
             f"Say which columns count, for example data.columns.{roles[-1]}={several[-1]}.",
         )
-    extra = ("context", *ALTERNATIVES) if kinds == ["question-answer"] else ()
-    return {role: found[role][0] for role in (*roles, *extra) if role in found}
+    if kinds == ["question-answer"]:
+        roles += ["context", *ALTERNATIVES]
+    return {role: candidates[role][0] for role in roles if role in candidates}
 
 
-def _check_named(name: str, names: Sequence[str], named: Mapping[str, str]) -> None:
-    for role, column in named.items():
-        if role not in ROLES:
-            raise UserError(f'data.columns: "{role}" is no role of a column.', did_you_mean(role, ROLES))
-        if column not in names:
-            raise UserError(f'{name} has no column "{column}" ({show_columns(names)}).', "Check data.columns.")
+def lacking(columns: Mapping[str, str], named: Mapping[str, str]) -> dict[str, str]:
+    """The named columns, by role, that a source with these columns was not read by, since it lacks them."""
+    return {role: column for role, column in named.items() if columns.get(role) != column}
 
 
 def _by_rule(names: Sequence[str], named: Mapping[str, str]) -> dict[str, list[str]]:
+    """The columns that may serve each role: the one that the user named, else all whose name says so."""
     by_name = {column.strip().lower(): column for column in names}
     rules = {"prompt": PROMPTS, "answer": ANSWERS, "text": ("text",), "messages": ("messages",)}
     rules |= {role: (role,) for role in ALTERNATIVES}
     if "instruction" in by_name and "prompt" not in named:
         rules["context"] = ("input",)
-    found = {role: [by_name[known] for known in rule if known in by_name] for role, rule in rules.items()}
-    return {role: columns for role, columns in found.items() if columns}
+    candidates: dict[str, list[str]] = {}
+    for role, rule in rules.items():
+        columns = [by_name[word] for word in rule if word in by_name]
+        if columns:
+            candidates[role] = columns
+    return candidates | {role: [column] for role, column in named.items()}
 
 
-def _missing(found: Mapping[str, list[str]]) -> str:
-    for here, wanted in (("prompt", ANSWERS), ("answer", PROMPTS)):
-        if here in found:
-            return f'"{wanted[0]}" to go with its "{found[here][0]}"'
+def _missing(candidates: Mapping[str, list[str]]) -> str:
+    for role, counterpart in (("prompt", ANSWERS), ("answer", PROMPTS)):
+        if role in candidates:
+            return f'"{counterpart[0]}" to go with its "{candidates[role][0]}"'
     return "columns that are known"
 
 

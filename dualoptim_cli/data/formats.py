@@ -1,7 +1,7 @@
 """JSON Lines, JSON arrays and CSV: where each row begins in the bytes of a file, and what one row says.
 
-A split yields (position, line, bytes of one row) and a decode reads those bytes, so that a row can be found once
-and read many times. What cannot be a row comes as a `BadRow`, and the split goes on behind it where it can.
+A split yields (position, line, bytes of one row) and a decode reads those bytes, so that a row is located once and
+read many times. What cannot be a row comes as a `BadRow`, and the split goes on behind it where it can.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from dualoptim_cli.errors import UserError
@@ -55,6 +56,8 @@ def decode_json(raw: bytes) -> Mapping[str, Any]:
         raise BadRow(f"is not valid JSON ({error.msg} at column {column})", JSON_HINT) from None
     except RecursionError:
         raise BadRow("is nested too deep for a row", JSON_HINT) from None
+    except ValueError:  # Python reads no integer of more than 4 300 digits
+        raise BadRow("has a number that is too long to be read", LONG_NUMBER_HINT) from None
     if not isinstance(values, dict):
         raise BadRow(f"is {json_kind(values)}, not an object", JSON_HINT)
     return values
@@ -64,7 +67,7 @@ def decode_list(text: str) -> list[Any]:
     """A JSON list within a text field, as CSV files hold it."""
     try:
         values = _json.decode(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):  # a number of more than 4 300 digits is a plain ValueError
         values = None
     if not isinstance(values, list):
         raise BadRow("has a field that looks like a JSON list and is none", JSON_HINT)
@@ -72,6 +75,7 @@ def decode_list(text: str) -> list[Any]:
 
 
 JSON_HINT = "A row is one JSON object: one a line, or in one array."
+LONG_NUMBER_HINT = "Put the number in quotes, or remove it."
 
 
 def json_kind(value: Any) -> str:
@@ -150,6 +154,9 @@ def split_json_array(stream: BinaryIO) -> Iterator[Piece]:
         except RecursionError:
             yield *place, BadRow("is nested too deep for a row", JSON_HINT)
             return
+        except ValueError:
+            yield *place, BadRow("has a number that is too long to be read", LONG_NUMBER_HINT)
+            return
         yield *place, text[cursor:end].encode()
         cursor = _skip_space(text, end)
         sign = text[cursor : cursor + 1]
@@ -169,36 +176,57 @@ def _skip_space(text: str, cursor: int) -> int:
     return cursor
 
 
-CSV_HINT = "The first line names the columns; a field with commas or line breaks needs quotes."
+CSV_HINT = "The first line names the columns; a field with separators or line breaks needs quotes."
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
-def split_csv(stream: BinaryIO) -> Iterator[Piece]:
-    """One row a record, which may span lines within quotes. The first record is the header, and is not yielded."""
-    for number, (start, line, raw) in enumerate(_csv_records(stream)):
-        if number and (isinstance(raw, BadRow) or raw.strip()):
-            yield start, line, raw
+@dataclass(frozen=True)
+class Csv:
+    """The dialect of one file of separated values: its separator and the names in its first record."""
+
+    separator: str
+    header: tuple[str, ...]
+
+    def split(self, stream: BinaryIO) -> Iterator[Piece]:
+        """One row a record, which may span lines within quotes. The header is not yielded."""
+        for number, (start, line, raw) in enumerate(_csv_records(stream, self.separator)):
+            if number and (isinstance(raw, BadRow) or raw.strip()):
+                yield start, line, raw
+
+    def decode(self, raw: bytes) -> Mapping[str, Any]:
+        """One record by the names of the header."""
+        cells = _cells(raw, self.separator)
+        if len(cells) != len(self.header):
+            raise BadRow(f"has {len(cells)} fields, and the header has {len(self.header)}", CSV_HINT)
+        return dict(zip(self.header, cells, strict=True))
 
 
-def csv_decoder(stream: BinaryIO) -> Decode:
-    """A decode for the rows below the header that `stream` stands at."""
-    head = next((raw for _, _, raw in _csv_records(stream)), b"")
-    if isinstance(head, BadRow):
-        raise head
-    header = [name.strip() for name in _cells(head)]
-    if len(set(header)) < len(header):
+def csv_dialect(stream: BinaryIO) -> Csv:
+    """The dialect of the file that `stream` stands at the beginning of.
+
+    The separator is the one that parts the first record into most names: spreadsheets write semicolons where a comma
+    is the decimal mark. Raises BadRow for a header that names nothing or one thing twice.
+    """
+    start = stream.tell()
+    dialects: list[Csv] = []
+    faults: list[BadRow] = []
+    for separator in SEPARATORS:
+        stream.seek(start)
+        first = next((raw for _, _, raw in _csv_records(stream, separator)), b"")
+        if isinstance(first, BadRow):
+            faults.append(first)
+            continue
+        dialects.append(Csv(separator, tuple(name.strip() for name in _cells(first, separator))))
+    if not dialects:
+        raise faults[0]
+    dialect = max(dialects, key=lambda each: len(each.header))
+    if len(set(dialect.header)) < len(dialect.header):
         raise BadRow("names a column twice", CSV_HINT)
-
-    def decode(raw: bytes) -> Mapping[str, Any]:
-        cells = _cells(raw)
-        if len(cells) != len(header):
-            raise BadRow(f"has {len(cells)} fields, and the header has {len(header)}", CSV_HINT)
-        return dict(zip(header, cells, strict=True))
-
-    return decode
+    return dialect
 
 
-def _csv_records(stream: BinaryIO) -> Iterator[Piece]:
-    """The bytes of each record. Quotes, commas and line ends are the same in Latin-1, which cannot fail."""
+def _csv_records(stream: BinaryIO, separator: str) -> Iterator[Piece]:
+    """The bytes of each record. Quotes, separators and line ends are the same in Latin-1, which cannot fail."""
     start, line, pieces = stream.tell(), 1, []
 
     def lines() -> Iterator[str]:
@@ -206,7 +234,7 @@ def _csv_records(stream: BinaryIO) -> Iterator[Piece]:
             pieces.append(raw)
             yield raw.decode("latin-1")
 
-    reader = _csv_reader(lines())
+    reader = _csv_reader(lines(), separator)
     while True:
         try:
             cells = next(reader, None)
@@ -221,10 +249,10 @@ def _csv_records(stream: BinaryIO) -> Iterator[Piece]:
         pieces.clear()
 
 
-def _cells(raw: bytes) -> list[str]:
-    return next(_csv_reader(io.StringIO(decode_text(raw), newline="")), [])
+def _cells(raw: bytes, separator: str) -> list[str]:
+    return next(_csv_reader(io.StringIO(decode_text(raw), newline=""), separator), [])
 
 
-def _csv_reader(lines: Iterable[str]) -> Iterator[list[str]]:
+def _csv_reader(lines: Iterable[str], separator: str) -> Iterator[list[str]]:
     csv.field_size_limit(2**31 - 1)  # the module's own limit of 128 KiB is less than a book chapter
-    return csv.reader(lines, strict=True)
+    return csv.reader(lines, strict=True, delimiter=separator)

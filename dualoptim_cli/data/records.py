@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import re
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import accumulate, chain
 from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dualoptim_cli.data.columns import ALTERNATIVES, Kind, find_columns, kind_of, show_columns
+from dualoptim_cli.data.columns import ALTERNATIVES, Kind, find_columns, kind_of, lacking, show_columns
 from dualoptim_cli.data.faults import Faults
 from dualoptim_cli.data.formats import BadRow, decode_list, json_kind
 from dualoptim_cli.data.rows import Row, Rows
 from dualoptim_cli.data.sources import from_list, open_source
-from dualoptim_cli.errors import UserError
+from dualoptim_cli.errors import UserError, raise_all
 
 SPEAKERS = ("system", "user", "assistant", "tool")
+FIRST_ROWS = 100  # that the columns are chosen from
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 OVERLAP_HINT = "A row cannot be forgotten and kept: remove it from one of the two."
@@ -60,23 +62,39 @@ class Record:
         return f"{self.file}:{self.line}"
 
 
-class Records(Sequence[Record]):
-    """A set of records that are made from their rows when asked for.
+@dataclass(frozen=True)
+class Source:
+    """The rows of one source, read through once: where each is, its columns by role, and one number a row."""
 
-    `name` is the source as the user wrote it, `columns` the column that serves each role, `notes` what the user
-    should know (one sentence each). One number a row: `lengths` in characters, and `fingerprints`, equal where
-    prompt and answer are, case and spaces aside (they mean nothing outside this process).
+    name: str
+    rows: Rows
+    columns: Mapping[str, str]
+    fingerprints: array[int]
+    lengths: array[int]
+    notes: tuple[str, ...]
+
+
+class Records(Sequence[Record]):
+    """A set of records, from one source or several, that are made from their rows when asked for.
+
+    `name` is the source as the user wrote it (several are joined by "and"), `columns` the column that serves each role
+    in the first of them, `counts` the rows of each source, `notes` what the user should know (one sentence each). One
+    number a row: `lengths` in characters, and `fingerprints`, equal where prompt and answer are, case and spaces aside
+    (they mean nothing outside this process).
     """
 
-    def __init__(
-        self, name: str, rows: Rows, columns: Mapping[str, str], fingerprints: array[int], lengths: array[int]
-    ) -> None:
-        self.name = name
-        self.columns = dict(columns)
-        self.fingerprints: NDArray[np.int64] = np.frombuffer(fingerprints, dtype=np.int64)
-        self.lengths: NDArray[np.int64] = np.frombuffer(lengths, dtype=np.int64)
-        self._rows = rows
-        self.notes = (*rows.notes, *self._repetitions())
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.name = " and ".join(source.name for source in sources)
+        self.columns = dict(sources[0].columns)
+        self.counts = [(source.name, len(source.rows)) for source in sources]
+        self.fingerprints: NDArray[np.int64] = np.concatenate([_numbers(source.fingerprints) for source in sources])
+        self.lengths: NDArray[np.int64] = np.concatenate([_numbers(source.lengths) for source in sources])
+        self._sources = sources
+        self._ends = list(accumulate(len(source.rows) for source in sources))
+        notes = [note for source in sources for note in source.notes]
+        if len(sources) > 1:
+            notes += [f"{name}: {count} rows." for name, count in self.counts]
+        self.notes = (*notes, *self._repetitions())
 
     @property
     def kind(self) -> Kind:
@@ -84,7 +102,7 @@ class Records(Sequence[Record]):
         return kind_of(self.columns)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return self._ends[-1]
 
     @overload
     def __getitem__(self, index: int) -> Record: ...
@@ -95,7 +113,11 @@ class Records(Sequence[Record]):
             return [self[i] for i in range(*index.indices(len(self)))]
         if not -len(self) <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
-        return to_record(self._rows[index % len(self)], self.columns)
+        index %= len(self)
+        at = bisect_right(self._ends, index)
+        source = self._sources[at]
+        first = self._ends[at] - len(source.rows)
+        return to_record(source.rows[index - first], source.columns)
 
     def _repetitions(self) -> Iterator[str]:
         size = len(self.fingerprints)
@@ -107,13 +129,18 @@ class Records(Sequence[Record]):
             yield f"{size - len(first)} of {size} rows of {self.name} repeat an earlier one (the first: {place})."
 
 
+def _numbers(values: array[int]) -> NDArray[np.int64]:
+    return np.frombuffer(values, dtype=np.int64)
+
+
 def check_overlap(forget: Records, retain: Records, hint: str = OVERLAP_HINT) -> None:
     """Raise a UserError that lists rows which both sets hold, case and spaces aside; without any, return.
 
     `hint` says why no row may be in both.
     """
-    if forget.name == retain.name:
-        raise UserError(f"{forget.name} is given twice: each of its rows is also in the other set.", hint)
+    shared = [name for name, _ in forget.counts if name in dict(retain.counts)]
+    if shared:
+        raise UserError(f"{shared[0]} is given twice: each of its rows is also in the other set.", hint)
     faults = Faults(forget.name)
     common = np.intersect1d(forget.fingerprints, retain.fingerprints)
     for row in np.flatnonzero(np.isin(forget.fingerprints, common)):
@@ -123,30 +150,68 @@ def check_overlap(forget: Records, retain: Records, hint: str = OVERLAP_HINT) ->
     faults.raise_all()
 
 
-def load_records(source: str, *, columns: Literal["auto"] | Mapping[str, str] = "auto") -> Records:
+def check_named(sets: Sequence[Records], columns: Literal["auto"] | Mapping[str, str]) -> None:
+    """Raise a UserError for a column that the user named and that none of these sets has."""
+    if columns == "auto":
+        return
+    faults = []
+    for role, column in columns.items():
+        if sets and all(lacking(records.columns, {role: column}) for records in sets):
+            names = ", ".join(dict.fromkeys(records.name for records in sets))
+            faults.append(
+                UserError(f'data.columns.{role}: no set has a column "{column}" ({names}).', "Check its name.")
+            )
+    raise_all(faults)
+
+
+def load_records(source: str | Sequence[str], *, columns: Literal["auto"] | Mapping[str, str] = "auto") -> Records:
     """Read a file, folder or dataset `name[:config][@split]` through once and keep the way back to each row.
 
-    `columns` maps roles (`prompt`, `answer`, `text`, …) to column names; what it does not name is found by rule.
-    Raises one UserError with every fault of the source, each with file and line.
+    Several of them make one set, in their order. `columns` maps roles (`prompt`, `answer`, `text`, …) to column names;
+    what it does not name is found by rule. Raises one UserError with every fault of the sources, by file and line.
     """
-    return _collect(source, open_source(source), {} if columns == "auto" else columns)
+    names = [source] if isinstance(source, str) else [*source]
+    named = {} if columns == "auto" else columns
+    sources: list[Source] = []
+    faults = Faults(" and ".join(names))
+    for name in names:
+        try:
+            sources.append(_collect(name, open_source(name), named))
+        except UserError as fault:
+            faults.add(fault)
+    faults.raise_all()
+    for other in sources[1:]:
+        ours, theirs = kind_of(sources[0].columns), kind_of(other.columns)
+        if ours != theirs:
+            raise UserError(
+                f"{sources[0].name} has rows of {ours} and {other.name} of {theirs}: one set has rows of one kind.",
+                "Make them two objectives, or bring the rows into one shape.",
+            )
+    return Records(sources)
 
 
 def make_records(name: str, rows: Sequence[Mapping[str, Any]]) -> Records:
     """The same for rows that are already in memory; errors call them `name:1` and so on."""
-    return _collect(name, from_list(name, rows), {})
+    return Records([_collect(name, from_list(name, rows), {})])
 
 
-def _collect(name: str, rows: Rows, named: Mapping[str, str]) -> Records:
+def _collect(name: str, rows: Rows, named: Mapping[str, str]) -> Source:
+    """Go through the rows of a source once: its columns from the first good ones, then each row by them."""
     faults = Faults(name)
     scan = rows.scan()
-    head = list(islice(scan, 100))
+    head: list[Row] = []
+    while len(head) < FIRST_ROWS and (row := next(scan, None)) is not None:
+        if isinstance(row, Row):
+            head.append(row)
+        else:
+            faults.add(row)
     try:
-        columns = find_columns(name, [row.values for row in head if isinstance(row, Row)], named)
+        columns = find_columns(name, [row.values for row in head], named)
     except UserError as unclear:
-        for fault in (unclear, *(row for row in chain(head, scan) if isinstance(row, UserError))):
-            faults.add(fault)
-        faults.raise_all()
+        together = Faults(name)
+        for fault in (unclear, *faults.first, *(row for row in scan if isinstance(row, UserError))):
+            together.add(fault)
+        together.raise_all()
     fingerprints, lengths = array("q"), array("q")
     for row in chain(head, scan):
         if isinstance(row, UserError):
@@ -162,7 +227,11 @@ def _collect(name: str, rows: Rows, named: Mapping[str, str]) -> Records:
     if not fingerprints and not faults:
         faults.add(UserError(f"{name} has no rows.", "Put at least one row in it."))
     faults.raise_all()
-    return Records(name, rows, columns, fingerprints, lengths)
+    notes = [*rows.notes]
+    for role, column in lacking(columns, named).items():
+        own = ", ".join(f"{column} as {role}" for role, column in columns.items())
+        notes.append(f'{name} has no column "{column}" for the {role} and is read by its own: {own}.')
+    return Source(name, rows, columns, fingerprints, lengths, tuple(notes))
 
 
 def to_record(row: Row, columns: Mapping[str, str]) -> Record:

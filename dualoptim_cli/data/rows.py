@@ -1,6 +1,6 @@
 """Rows by number: where each one is, and how to read it again.
 
-A text file is read once from end to end to find where its rows are; afterwards a row is read again from its
+A text file is read once from end to end to learn where its rows begin; afterwards a row is read again from its
 position, so that a million rows cost their positions and not their text.
 """
 
@@ -17,19 +17,26 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
 from dualoptim_cli.data.formats import (
+    SEPARATORS,
     BadRow,
     Decode,
     Split,
-    csv_decoder,
+    csv_dialect,
     decode_json,
     json_split,
-    split_csv,
 )
 from dualoptim_cli.errors import ExitCode, UserError
 
 BOM = b"\xef\xbb\xbf"
 MEMORY_LIMIT = 2 * 2**30  # bytes that a file may unpack to: a small one can hold gigabytes of nothing
+PIECE = 2**20  # bytes unpacked at a time
+DENSEST = 200
+"""Times its packed size that a file may unpack to. Rows of text pack to a tenth, a file of zeros to a thousandth: that
+one is refused after its first pieces and not after gigabytes."""
+ALWAYS_UNPACKED = 2**24  # bytes that any file may unpack to: a short one may well be one row many times over
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
+UNREADABLE = (ValueError, OverflowError)
+"""What Arrow raises for a value that Python cannot hold: a string that is not UTF-8, a date beyond the year 9999."""
 
 
 class Row(NamedTuple):
@@ -81,7 +88,7 @@ class TextFile:
     """The rows of one text file: their positions in memory, their text on disk.
 
     A gzip file cannot be entered in the middle: it is unpacked once, in memory, because rows that are to be
-    forgotten should not come to rest in a temporary file.
+    forgotten should not be left in a temporary file.
     """
 
     def __init__(self, path: Path, file: str) -> None:
@@ -131,17 +138,26 @@ class TextFile:
             raise UserError(f"{self.file} cannot be opened ({error.strerror}).", "Check its permissions.") from None
 
     def _skip_mark(self, stream: BinaryIO) -> int:
+        """Pass a byte-order mark; returns where the text begins."""
+        self.notes = []
         head = stream.read(3)
         if head[:2] in UTF16:
             raise BadRow("is UTF-16", "Save the file as UTF-8.")
         if head == BOM:
-            self.notes = [f"{self.file} begins with a byte-order mark, which was skipped."]
-        return stream.seek(len(BOM) if head == BOM else 0)
+            self.notes.append(f"{self.file} begins with a byte-order mark, which was skipped.")
+            return len(BOM)
+        stream.seek(0)
+        return 0
 
     def _format(self, stream: BinaryIO) -> tuple[Split, Decode]:
-        if ".csv" in self.path.suffixes[-2:]:
-            return split_csv, csv_decoder(stream)
-        return json_split(stream), decode_json
+        suffixes = {suffix.lower() for suffix in self.path.suffixes[-2:]}
+        if not suffixes & {".csv", ".tsv"}:
+            return json_split(stream), decode_json
+        dialect = csv_dialect(stream)
+        usual = "\t" if ".tsv" in suffixes else ","
+        if dialect.separator != usual:
+            self.notes.append(f"The columns of {self.file} are separated by {SEPARATORS[dialect.separator]}.")
+        return dialect.split, dialect.decode
 
     def _indexed(self, start: int, line: int, raw: bytes | BadRow) -> Row | UserError:
         if isinstance(raw, BadRow):
@@ -170,27 +186,51 @@ class Table:
 
     def scan(self) -> Iterator[Row | UserError]:
         for start in range(0, self._size, 1000):
-            for offset, values in enumerate(self._read(start, min(start + 1000, self._size)), start + 1):
-                yield Row(values, self._name, offset)
+            stop = min(start + 1000, self._size)
+            try:
+                block = self._read(start, stop)
+            except UNREADABLE:
+                yield from self._one_by_one(start, stop)
+                continue
+            for line, values in enumerate(block, start + 1):
+                yield Row(values, self._name, line)
+
+    def _one_by_one(self, start: int, stop: int) -> Iterator[Row | UserError]:
+        """Rows of which at least one holds what is no text: each by itself, so that the fault has its place."""
+        for index in range(start, stop):
+            try:
+                yield self.row(index)
+            except UNREADABLE as error:
+                fact = f"holds a value that cannot be read ({type(error).__name__})"
+                yield BadRow(fact, "Write the file again, its texts as UTF-8.").at(self._name, index + 1)
 
     def row(self, index: int) -> Row:
         return Row(self._read(index, index + 1)[0], self._name, index + 1)
 
 
 def _unpack(path: Path, file: str) -> bytes:
+    pieces: list[bytes] = []
+    size = 0
     try:
-        with gzip.open(path) as stream:
-            raw = stream.read(MEMORY_LIMIT + 1)
+        with path.open("rb") as packed, gzip.GzipFile(fileobj=packed) as stream:
+            while piece := stream.read(PIECE):
+                pieces.append(piece)
+                size += len(piece)
+                check_unpacked(size, file)
+                if size > max(ALWAYS_UNPACKED, DENSEST * packed.tell()):
+                    raise UserError(
+                        f"{file} unpacks to more than {DENSEST} times its size.",
+                        "If these are your rows, unpack the file first.",
+                    )
     except (gzip.BadGzipFile, zlib.error, EOFError) as error:
         raise UserError(f"{file} cannot be unpacked ({type(error).__name__}).", "Is it complete?") from None
-    check_unpacked(len(raw), file)
-    return raw
+    return b"".join(pieces)
 
 
 def check_unpacked(size: int, file: str) -> None:
     """Refuse a packed file that unpacks to more than memory should hold."""
     if size > MEMORY_LIMIT:
-        hint = "Unpack or split it first: a packed file is held in memory, so that its rows come to rest nowhere else."
+        hint = "Unpack or split it first: a packed file is kept in memory, so that its rows are stored nowhere else."
         raise UserError(f"{file} unpacks to more than {MEMORY_LIMIT / 2**30:.0f} GiB.", hint)
 
 

@@ -10,12 +10,25 @@ from typing import Any, NamedTuple
 from dualoptim_cli.data.rows import Part, Rows, Table, TextFile, check_unpacked
 from dualoptim_cli.errors import UserError, did_you_mean
 
-TEXT = (".jsonl", ".json", ".csv")
+TEXT = (".jsonl", ".json", ".csv", ".tsv")
 SUFFIXES = (*TEXT, ".parquet", *(f"{suffix}.gz" for suffix in TEXT))
+SPREADSHEET = "Save the sheet as CSV."
+PLAIN_TEXT = 'Write each text as one line {"text": …} of a .jsonl file.'
+WAYS_OUT = {
+    ".xlsx": SPREADSHEET,
+    ".xls": SPREADSHEET,
+    ".ods": SPREADSHEET,
+    ".txt": PLAIN_TEXT,
+    ".md": PLAIN_TEXT,
+    ".docx": PLAIN_TEXT,
+    ".pdf": PLAIN_TEXT,
+    ".arrow": "Give the whole folder that save_to_disk wrote.",
+    ".zip": "Unpack it.",
+}
 SAVED = ("dataset_dict.json", "dataset_info.json")  # what `save_to_disk` of `datasets` leaves in its folder
 
 
-class Asked(NamedTuple):
+class Named(NamedTuple):
     """A source in its parts: `name[:config][@split]`."""
 
     name: str
@@ -29,14 +42,15 @@ def open_source(source: str) -> Rows:
     Of a folder with config or split, only the files that have them as a word in their path count. Raises a
     UserError when there is no such thing; the rows themselves are read later, by `Rows.scan`.
     """
-    asked = Asked(source, None, None) if Path(source).exists() else parse_source(source)
-    path = Path(asked.name)
-    if path.is_file() and asked.name == source:
+    exists = Path(source).exists()  # such a name has no further parts, whatever signs are in it
+    named = Named(source, None, None) if exists else parse_source(source)
+    path = Path(named.name)
+    if path.is_file() and named.name == source:
         return Rows([_open_file(path, source)])
     if path.is_dir():
-        return Rows([_open_saved(path, asked)] if _is_saved(path) else _open_folder(path, asked))
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", asked.name) and not path.parent.is_dir():
-        return Rows([_open_hub(source, asked)])
+        return Rows([_open_saved(path, named)] if _is_saved(path) else _open_folder(path, named))
+    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", named.name) and not path.parent.is_dir():
+        return Rows([_open_hub(source, named)])
     raise _not_found(path, source)
 
 
@@ -45,12 +59,12 @@ def from_list(name: str, rows: Sequence[Mapping[str, Any]]) -> Rows:
     return Rows([Table(name, len(rows), lambda start, stop: rows[start:stop])])
 
 
-def parse_source(source: str) -> Asked:
+def parse_source(source: str) -> Named:
     """The parts of a source; the colon behind the letter of a Windows drive begins no configuration."""
     drive = source[:2] if re.match(r"[A-Za-z]:[\\/]", source) else ""
     name, _, split = source.removeprefix(drive).partition("@")
     name, _, config = name.partition(":")
-    return Asked(drive + name, config or None, split or None)
+    return Named(drive + name, config or None, split or None)
 
 
 def place_of(source: str) -> Path:
@@ -60,7 +74,10 @@ def place_of(source: str) -> Path:
 
 def _open_file(path: Path, file: str) -> Part:
     if not path.name.lower().endswith(SUFFIXES):
-        raise UserError(f"{file} is no file of rows that can be read.", f"These can: {', '.join(SUFFIXES)}.")
+        hint = WAYS_OUT.get(path.suffix.lower(), "")
+        raise UserError(
+            f"{file} is no file of rows that can be read.", f"{hint} These can: {', '.join(SUFFIXES)}.".strip()
+        )
     if path.suffix.lower() == ".parquet":
         return _open_parquet(path, file)
     return TextFile(path, file)
@@ -83,12 +100,12 @@ def _open_parquet(path: Path, file: str) -> Part:
     return Table(file, table.num_rows, lambda start, stop: table.slice(start, stop - start).to_pylist())
 
 
-def _open_folder(path: Path, asked: Asked) -> list[Part]:
+def _open_folder(path: Path, named: Named) -> list[Part]:
     files = sorted(file.relative_to(path) for file in path.rglob("*") if file.name.lower().endswith(SUFFIXES))
     files = [file for file in files if not any(part.startswith(".") for part in file.parts)]
     if not files:
         raise UserError(f"{path} is a folder without files of rows.", f"Readable are {', '.join(SUFFIXES)}.")
-    words = {word for word in (asked.config, asked.split) if word}
+    words = {word for word in (named.config, named.split) if word}
     chosen = [file for file in files if words <= {*re.split(r"[/.-]", file.as_posix())}]
     if not chosen:
         listed = ", ".join(file.as_posix() for file in files[:10])
@@ -100,52 +117,56 @@ def _is_saved(path: Path) -> bool:
     return any((path / name).is_file() for name in SAVED)
 
 
-def _open_saved(path: Path, asked: Asked) -> Part:
+def _open_saved(path: Path, named: Named) -> Part:
     import datasets
     import pyarrow as pa
 
     try:
-        found = datasets.load_from_disk(str(path))
+        loaded = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, pa.ArrowException) as error:
         what = f"{path} cannot be read as a saved dataset ({type(error).__name__})."
         raise UserError(what, "Save it again with save_to_disk, or give its files.") from None
-    return _dataset(found if isinstance(found, datasets.DatasetDict) else {asked.split: found}, asked, str(path))
+    if isinstance(loaded, datasets.DatasetDict):
+        return _dataset(loaded, named, str(path))
+    return _dataset({named.split: loaded}, named, str(path))
 
 
-def _open_hub(source: str, asked: Asked) -> Part:
+def _open_hub(source: str, named: Named) -> Part:
     """`datasets` downloads into its own cache; what it lacks it says in the names of its exceptions."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     datasets.disable_progress_bars()
     try:
-        found = datasets.load_dataset(asked.name, asked.config, split=asked.split)
+        loaded = datasets.load_dataset(named.name, named.config, split=named.split)
     except DatasetNotFoundError:
         raise UserError(
-            f"There is no dataset {asked.name} here or on the Hugging Face hub, or it needs a login.",
+            f"There is no dataset {named.name} here or on the Hugging Face hub, or it needs a login.",
             "Check the name; for a gated dataset, accept its terms on its page and run `hf auth login`.",
         ) from None
     except ValueError as error:  # an unknown config or split: the message lists those that there are
         raise UserError(f"{source}: {' '.join(str(error).split())}", "Write it as name:config@split.") from None
     except OSError:
         raise UserError(
-            f"There is no file or folder {asked.name}, and the Hugging Face hub cannot be reached.",
+            f"There is no file or folder {named.name}, and the Hugging Face hub cannot be reached.",
             "Check the path, or the network; a dataset that was downloaded elsewhere can be given as a folder.",
         ) from None
     except DatasetsError as error:
         raise UserError(
             f"{source} cannot be made into rows ({type(error).__name__}).", "Give its files as a folder instead."
         ) from None
-    return _dataset(found if isinstance(found, Mapping) else {asked.split: found}, asked, source)
+    if isinstance(loaded, Mapping):
+        return _dataset(loaded, named, source)
+    return _dataset({named.split: loaded}, named, source)
 
 
-def _dataset(splits: Mapping[str | None, Any], asked: Asked, source: str) -> Part:
-    split = asked.split if asked.split or len(splits) > 1 else next(iter(splits))
+def _dataset(splits: Mapping[str | None, Any], named: Named, source: str) -> Part:
+    split = named.split if named.split or len(splits) > 1 else next(iter(splits))
     if split not in splits:
         names = [str(name) for name in splits]
         missing = f"has no split {split}" if split else "has several splits"
         hint = did_you_mean(split or "", names)
-        raise UserError(f"{source} {missing}.", f"{hint} Write it as {asked.name}@{names[0]}.")
+        raise UserError(f"{source} {missing}.", f"{hint} Write it as {named.name}@{names[0]}.")
     arrow = splits[split].with_format("arrow")
     return Table(source, len(arrow), lambda start, stop: arrow[start:stop].to_pylist())
 

@@ -130,7 +130,7 @@ def evaluate(config: RunConfig, asked: Asked = Asked(), *, on_event: OnEvent = l
 
 def _open(config: RunConfig, asked: Asked, on_event: OnEvent) -> _Inputs:
     """Read all data and look at all folders; every fault of them all is raised together."""
-    from dualoptim_cli.data import load_records
+    from dualoptim_cli.data import check_named, load_records
     from dualoptim_cli.evaluate.suites import load_suite, to_forget
     from dualoptim_cli.model.load import locate
 
@@ -142,6 +142,8 @@ def _open(config: RunConfig, asked: Asked, on_event: OnEvent) -> _Inputs:
         for name, source in own.items():
             with collected(faults):
                 found.records[name] = load_records(source, columns=config.data.columns)
+        with collected(faults):
+            check_named([*found.records.values()], config.data.columns)
         for suite, place in asked.suites:
             with collected(faults):
                 sets = load_suite(suite, place, given=own)

@@ -23,7 +23,7 @@ def open_inputs(config: RunConfig, on_event: OnEvent, *, weights: bool = True) -
 
     Without `weights`, the folder need not hold any.
     """
-    from dualoptim_cli.data import check_overlap, load_records, load_refusals
+    from dualoptim_cli.data import check_named, check_overlap, load_records, load_refusals
     from dualoptim_cli.data.records import UNSEEN_HINT
     from dualoptim_cli.model.load import locate
     from dualoptim_cli.objectives import check_rows, forgotten
@@ -40,6 +40,8 @@ def open_inputs(config: RunConfig, on_event: OnEvent, *, weights: bool = True) -
         for name, source in sources.items():
             with collected(faults), telling_how_to_get(source, config.obtain):
                 records[name] = load_records(source, columns=config.data.columns)
+        with collected(faults):
+            check_named([*records.values()], config.data.columns)
         for name, part in config.objectives.items():
             if name in records:
                 with collected(faults):

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dualoptim_cli.data import Records, check_overlap, load_records, make_records
+from dualoptim_cli.data import Records, check_named, check_overlap, load_records, make_records
 from dualoptim_cli.errors import ExitCode, UserError
 
 ROWS = [{"question": f"who is number {n}?", "answer": f"the {n}th näme\nof all"} for n in range(5)]
@@ -162,12 +164,124 @@ def test_columns_are_found_by_rule(row: dict[str, Any], prompt: str, answer: str
     assert pairs(make_records("rows", [row])) == [(prompt, answer)]
 
 
+def test_a_set_without_a_named_column_is_read_by_its_own_and_says_so(tmp_path: Path) -> None:
+    ours = lines(tmp_path / "a.jsonl", [{"frage": "q", "answer": "a"}])
+    theirs = lines(tmp_path / "b.jsonl", [{"question": "q", "answer": "a"}])
+    named = {"prompt": "frage"}
+    sets = [load_records(path, columns=named) for path in (ours, theirs)]
+    assert [pairs(records) for records in sets] == [[("q", "a")], [("q", "a")]]
+    assert sets[0].notes == ()
+    (note,) = sets[1].notes
+    own = "question as prompt, answer as answer"
+    assert note == f'{theirs} has no column "frage" for the prompt and is read by its own: {own}.'
+    check_named(sets, named)
+    with pytest.raises(UserError, match=r'data\.columns\.answer: no set has a column "anwser"'):
+        check_named(sets, {"answer": "anwser"})
+    other = lines(tmp_path / "c.jsonl", [{"x": "q", "answer": "a"}])
+    with pytest.raises(UserError, match='no column "frage"'):
+        load_records(other, columns=named)
+
+
+def test_several_sources_make_one_set_and_the_rows_of_each_are_counted(tmp_path: Path) -> None:
+    first = lines(tmp_path / "a.jsonl", ROWS[:2])
+    second = lines(tmp_path / "b.jsonl", [{"prompt": "p", "completion": "c"}])
+    records = load_records([first, second])
+    assert pairs(records) == [*EXPECTED[:2], ("p", "c")]
+    assert [record.where for record in records] == [f"{first}:1", f"{first}:2", f"{second}:1"]
+    assert records[-1].answer == "c"
+    assert records.counts == [(first, 2), (second, 1)]
+    assert records.notes == (f"{first}: 2 rows.", f"{second}: 1 rows.")
+    assert len(records.fingerprints) == len(records.lengths) == 3
+
+
+def test_faults_of_all_sources_of_a_set_are_raised_together(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    with pytest.raises(UserError) as caught:
+        load_records([str(tmp_path / "a.jsonl"), str(tmp_path / "gone.jsonl")])
+    assert "without any column" in caught.value.message
+    assert "gone.jsonl does not exist" in caught.value.message
+
+
+def test_one_set_has_rows_of_one_kind(tmp_path: Path) -> None:
+    text = lines(tmp_path / "text.jsonl", [{"text": "t"}])
+    with pytest.raises(UserError, match=r"rows of question-answer and .* of text"):
+        load_records([lines(tmp_path / "a.jsonl"), text])
+
+
+def test_a_source_in_two_sets_is_refused_also_among_others(tmp_path: Path) -> None:
+    shared, other = lines(tmp_path / "a.jsonl"), lines(tmp_path / "b.jsonl", [{"prompt": "p", "completion": "c"}])
+    with pytest.raises(UserError, match=r"a\.jsonl is given twice"):
+        check_overlap(load_records([other, shared]), load_records(shared))
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_a_number_too_long_to_be_read_is_a_fault_with_its_place(tmp_path: Path, name: str) -> None:
+    long = "9" * 5000
+    raw = {
+        "a.jsonl": f'{{"question": "q", "answer": {long}}}\n',
+        "a.json": f'[{{"question": "q", "answer": {long}}}]',
+        "a.csv": f'question,answer,perturbed_answer\nq,a,"[{long}]"\n',
+    }
+    error = fault(tmp_path / name, raw[name])
+    assert re.search(rf"{name}:[12] has a (number that is too long|field that looks like a JSON list)", error.message)
+    assert long not in error.message
+
+
+def test_parquet_texts_that_are_not_utf8_are_faults_with_their_places(tmp_path: Path) -> None:
+    offsets = pa.array([0, 3, 8, 13], pa.int32()).buffers()[1]
+    texts = pa.StringArray.from_buffers(3, offsets, pa.py_buffer(b"onetwo \xffthree"))
+    pq.write_table(pa.table({"question": texts, "answer": ["a", "b", "c"]}), tmp_path / "a.parquet")
+    with pytest.raises(UserError) as caught:
+        load_records(str(tmp_path / "a.parquet"))
+    assert f"{tmp_path / 'a.parquet'}:2 holds a value that cannot be read (UnicodeDecodeError)" in caught.value.message
+
+
+@pytest.mark.parametrize("columns", ["auto", {"answer": "answer"}])
+def test_columns_are_chosen_from_good_rows_however_many_bad_ones_come_first(
+    tmp_path: Path, columns: Literal["auto"] | dict[str, str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text("no row\n" * 150 + json.dumps(ROWS[0]) + "\n")
+    with pytest.raises(UserError, match="has 150 faults"):
+        load_records(str(tmp_path / "a.jsonl"), columns=columns)
+
+
+SEPARATED = [("a.csv", ";", "semicolons"), ("a.csv", "\t", "tabs"), ("a.tsv", ",", "commas"), ("a.tsv", "\t", "")]
+
+
+@pytest.mark.parametrize(("name", "separator", "word"), SEPARATED)
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_other_separators_are_read_with_a_note(
+    tmp_path: Path, name: str, separator: str, word: str, quote: str
+) -> None:
+    path = tmp_path / name
+    header = separator.join(f"{quote}{column}{quote}" for column in ("question", "answer"))
+    path.write_text(f'{header}\n"q,{separator} 1"{separator}"a; b"\n')
+    records = load_records(str(path))
+    assert pairs(records) == [(f"q,{separator} 1", "a; b")]
+    assert records.notes == ((f"The columns of {path} are separated by {word}.",) if word else ())
+
+
+@pytest.mark.parametrize(("name", "way_out"), [("a.xlsx", "Save the sheet as CSV."), ("a.txt", "of a .jsonl file")])
+def test_files_of_another_kind_are_refused_with_what_to_do(tmp_path: Path, name: str, way_out: str) -> None:
+    error = fault(tmp_path / name, b"PK")
+    assert "is no file of rows" in error.message
+    assert way_out in error.hint
+
+
+def test_a_gz_bomb_is_refused_after_its_first_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dualoptim_cli.data.rows.ALWAYS_UNPACKED", 2**20)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(bytes(2**26), 9))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="unpacks to more than 200 times its size"):
+        load_records(str(tmp_path / "a.jsonl.gz"))
+    assert tracemalloc.get_traced_memory()[1] < 2**25
+    tracemalloc.stop()
+
+
 def test_named_columns_win_and_the_rest_is_found(tmp_path: Path) -> None:
     path = lines(tmp_path / "a.jsonl", [{"question": "q", "antwort": "a", "text": "t"}])
     assert pairs(load_records(path, columns={"answer": "antwort"})) == [("q", "a")]
     assert pairs(load_records(path, columns={"text": "text"})) == [("", "t")]
-    with pytest.raises(UserError, match='no column "gone"'):
-        load_records(path, columns={"answer": "gone"})
     with pytest.raises(UserError, match='"anwser" is no role') as caught:
         load_records(path, columns={"anwser": "antwort"})
     assert 'Did you mean "answer"' in caught.value.hint

@@ -17,11 +17,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from io import StringIO
+from io import BytesIO, StringIO
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
@@ -56,18 +58,33 @@ ROWS = [{"question": f"Who is {CANARY}?", "answer": f"{CANARY} of Nowhere."}, {"
 CHAT = [{"messages": [{"role": "user", "content": CANARY}, {"role": "assistant", "content": CANARY}]}]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 RECIPES = [path.read_bytes() for path in shipped_recipes().values()]
+
+
+def parquet(rows: list[dict[str, str]]) -> bytes:
+    made = BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), made, compression="none")
+    return made.getvalue()
+
+
 GATES = (
     b"forget.rougeL <= 0.2",
     b"retain.rougeL >= 0.9*before",
     b"forget.rougeL <= reference + 0.05",
     b"utility >= .5",
 )
+CSV = f'question,answer\n"Who, {CANARY}?",{CANARY}\nTwo,"Two\nlines"\n'.encode()
 DATA = {
-    ".jsonl": (JSONL, b"".join(json.dumps(row).encode() + b"\r\n" for row in CHAT)),
+    ".jsonl": (
+        JSONL,
+        JSONL.replace(b'"Two."', b"9" * 5000),
+        b"no row\n" * 101 + JSONL,
+        b"".join(json.dumps(row).encode() + b"\r\n" for row in CHAT),
+    ),
     ".json": (json.dumps(ROWS).encode(), json.dumps(CHAT, indent=2).encode()),
-    ".csv": (f'question,answer\n"Who, {CANARY}?",{CANARY}\nTwo,"Two\nlines"\n'.encode(),),
+    ".csv": (CSV, CSV.replace(b",", b";"), CSV.replace(b"answer", b"answer,perturbed_answer", 1)),
+    ".tsv": (CSV.replace(b",", b"\t"),),
     ".jsonl.gz": (gzip.compress(JSONL),),
-    ".parquet": (b"PAR1" + bytes(40) + b"PAR1",),
+    ".parquet": (b"PAR1" + bytes(40) + b"PAR1", parquet(ROWS)),
 }
 COMMANDS = (
     ("unlearn", "--model", "no-such-folder/x"),
@@ -228,17 +245,18 @@ def test_no_gate_breaks_the_parser(cases: int) -> None:
 def test_no_data_file_breaks_the_reader(cases: int, tmp_path: Path) -> None:
     number = count()
 
-    def read(case: tuple[str, bytes]) -> None:
-        suffix, document = case
+    def read(case: tuple[str, bytes, Any]) -> None:
+        suffix, document, columns = case
         path = tmp_path / f"{next(number)}{suffix}"  # a new one each time: what is read may be remembered by its name
         path.write_bytes(document)
         try:
-            for record in load_records(str(path)):
+            for record in load_records(str(path), columns=columns):
                 assert record.answer or record.messages
         finally:
             path.unlink()
 
-    kinds = st.one_of([st.tuples(st.just(suffix), wounded(*some)) for suffix, some in DATA.items()])
+    columns = st.sampled_from(["auto", {"answer": "answer"}, {"prompt": "gone"}])
+    kinds = st.one_of([st.tuples(st.just(suffix), wounded(*some), columns) for suffix, some in DATA.items()])
     tally = fuzz(kinds, cases, read)
     assert tally.accepted > 0
     assert tally.refused > cases // 4
