@@ -181,15 +181,6 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _joint_needs_one_state(self) -> RunConfig:
-        if self.schedule.mode == "joint" and not self.optimizer.name.startswith("adamw"):
-            raise ValueError(
-                f'schedule.mode: "joint" takes one step on the summed losses, so {self.optimizer.name} '
-                "has nothing to tell apart. Use optimizer.name=adamw, or schedule.mode=alternate."
-            )
-        return self
-
-    @model_validator(mode="after")
     def _joint_has_one_rate(self) -> RunConfig:
         rated = [f"objectives.{name}.lr_ratio" for name, part in self.objectives.items() if part.lr_ratio != 1]
         if self.schedule.mode == "joint" and rated:

@@ -16,6 +16,7 @@ from dualoptim_cli import demo
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.data import load_records
 from dualoptim_cli.errors import UserError
+from dualoptim_cli.job import check_settings
 from dualoptim_cli.job.rehearse import rehearse
 from dualoptim_cli.objectives import FORGET, RETAIN
 from dualoptim_cli.recipes import (
@@ -120,7 +121,10 @@ def test_a_file_that_is_no_yaml_names_the_line(tmp_path: Path) -> None:
 
 
 def test_joint_steps_are_refused_for_an_optimizer_that_must_tell_objectives_apart(tmp_path: Path) -> None:
-    assert "optimizer.name=adamw" in fault_of(MINIMAL + "schedule: {mode: joint}\n", tmp_path)
+    recipe = write(tmp_path, MINIMAL + "schedule: {mode: joint}\n")
+    with pytest.raises(UserError, match=r"schedule.mode.*nothing to tell apart") as error:
+        check_settings(resolve(recipe).config)
+    assert "optimizer.name=adamw" in error.value.hint
 
 
 def test_a_rate_of_its_own_is_refused_where_all_objectives_step_together(tmp_path: Path) -> None:

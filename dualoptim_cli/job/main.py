@@ -85,11 +85,19 @@ def check_settings(config: RunConfig) -> None:
 
     from dualoptim_cli.model.lora import check_adapting
     from dualoptim_cli.objectives import check_objectives
-    from dualoptim_cli.optim import build_optimizer
+    from dualoptim_cli.optim import OPTIMIZERS, build_optimizer
 
     def optimizer() -> None:
         probe = torch.zeros(2, 2, requires_grad=True)
         build_optimizer(config.optimizer.name, [("probe", probe)], lr=1.0, **optimizer_settings(config))
+
+    def joint() -> None:
+        name = config.optimizer.name
+        if config.schedule.mode == "joint" and name in OPTIMIZERS and not OPTIMIZERS[name].joint:
+            raise UserError(
+                f'schedule.mode: "joint" takes one step on the summed losses, so {name} has nothing to tell apart.',
+                "Use optimizer.name=adamw, or schedule.mode=alternate.",
+            )
 
     def retain() -> None:
         if len(forgotten(config.objectives)) == len(config.objectives) and not config.allow_no_retain:
@@ -109,6 +117,7 @@ def check_settings(config: RunConfig) -> None:
     checks: tuple[Callable[[], object], ...] = (
         lambda: check_objectives(config.objectives),
         optimizer,
+        joint,
         retain,
         rollback,
         lambda: check_evaluation(config),

@@ -205,10 +205,10 @@ class Training:
         return tasks
 
     def _make_optimizer(self) -> Optimizer:
-        from dualoptim_cli.optim import build_optimizer, settings_of
+        from dualoptim_cli.optim import build_optimizer, find_optimizer
 
         config, lr = self.config, self.plan.lr
-        known = settings_of(config.optimizer.name)
+        entry = find_optimizer(config.optimizer.name)
         of_run: dict[str, Any] = {"seed": config.seed, "objectives": tuple(self._schedule.turns)}
         ratios = {name: part.lr_ratio for name, part in config.objectives.items() if part.lr_ratio != 1.0}
         return build_optimizer(
@@ -217,7 +217,7 @@ class Training:
             lr=lr,
             objective_lr={name: lr * ratio for name, ratio in ratios.items()},
             **optimizer_settings(config),
-            **{key: value for key, value in of_run.items() if key in known},
+            **{key: value for key, value in of_run.items() if key in entry.settings},
         )
 
     def _check_disk(self) -> None:

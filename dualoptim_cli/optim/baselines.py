@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.optim.partition import NamedParameters, partition
 from dualoptim_cli.optim.settings import ratios
 
+ADAMW = frozenset({"objective_lr", "betas", "eps", "weight_decay", "maximize"})
+ADAMW_8BIT = frozenset({"objective_lr", "betas", "eps", "weight_decay", "min_8bit_size"})
+BITSANDBYTES_BLOCK = 256  # numbers that share a scale
+
 
 class TakesTurns(Optimizer):
     """Gives an ordinary optimizer an `objective`: it chooses the rate, and everything else is shared."""
 
     objective: str | None = None
+
+    def blank_state(self, objectives: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """The cells that a state will have, whatever the objectives: two moments, in the parameters' type."""
+        del objectives
+        for group in self.param_groups:
+            for p in group["params"]:
+                yield "m.shared", torch.empty_like(p)
+                yield "v.shared", torch.empty_like(p)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step at the rate of the objective that was set."""
@@ -82,6 +96,15 @@ def adamw_8bit(
 
     class AlternatingAdamW8bit(TakesTurns, AdamW8bit):
         """bitsandbytes' AdamW8bit that is told its objective."""
+
+        def blank_state(self, objectives: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+            """The same in codes with a scale for each block, or in float32 where a tensor is small."""
+            for key, p in super().blank_state(objectives):
+                if p.numel() < min_8bit_size:
+                    yield key, p.float()
+                else:
+                    yield key, torch.empty_like(p, dtype=torch.uint8)
+                    yield f"{key}.scale", torch.empty(-(-p.numel() // BITSANDBYTES_BLOCK), device=p.device)
 
     groups = groups_with_ratios(named_parameters, lr, objective_lr, weight_decay)
     build: Callable[..., Optimizer] = AlternatingAdamW8bit

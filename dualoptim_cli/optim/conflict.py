@@ -22,6 +22,7 @@ from dualoptim_cli.optim.dual import UNSIGNED as UNSIGNED_DUAL
 from dualoptim_cli.optim.dual import named, piece_size, pieces
 from dualoptim_cli.optim.partition import layer_of
 from dualoptim_cli.optim.rules import debiased
+from dualoptim_cli.optim.settings import bridge_of, parts_of
 
 Source = Optimizer | Mapping[str, Any]
 ROW = 4096  # numbers that are added in float32; their sums are added in float64
@@ -195,13 +196,19 @@ def estimates(
 ) -> list[Tensor]:
     """The bias-corrected moments of objectives, from `start` to `stop` of one tensor."""
     place = "mv".index(moment)
-    decay, base_decay = group["betas"][place], group["base_betas"][place]
-    deltas = [part(state, f"{moment}.{o}", start, stop) * debiased(decay, int(state[f"seen.{o}"])) for o in objectives]
-    if not group["bridge"]:
-        return deltas
-    correction = group["bridge"] * debiased(base_decay, int(state["seen.base"]))
-    base = part(state, f"{moment}.base", start, stop) * correction
-    return [delta.add_(base) for delta in deltas]
+
+    def corrected(name: str) -> Tensor:
+        decay = group["base_betas" if name == "base" else "betas"][place]
+        return part(state, f"{moment}.{name}", start, stop) * debiased(decay, int(state[f"seen.{name}"]))
+
+    listed = []
+    for objective in objectives:
+        first, *base = parts_of(group, moment, objective)
+        estimate = corrected(first)
+        if base:
+            estimate.add_(corrected("base"), alpha=bridge_of(group, moment))
+        listed.append(estimate)
+    return listed
 
 
 def part(state: Mapping[str, Any], key: str, start: int, stop: int) -> Tensor:

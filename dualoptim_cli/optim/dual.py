@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import chain, pairwise
 from shutil import which
@@ -18,10 +19,19 @@ from dualoptim_cli.errors import UserError, did_you_mean
 from dualoptim_cli.optim import rules, storage
 from dualoptim_cli.optim.compiled import Compiled
 from dualoptim_cli.optim.rounding import noise_at, noise_key, round_stochastically
-from dualoptim_cli.optim.rules import Numbers, weights
-from dualoptim_cli.optim.settings import DEFAULTS, RULES, check_groups, check_settings, check_state, ratios
+from dualoptim_cli.optim.rules import Numbers, Weights, weights
+from dualoptim_cli.optim.settings import (
+    RULES,
+    Settings,
+    bridge_of,
+    check_groups,
+    check_settings,
+    check_state,
+    parts_of,
+    ratios,
+)
 
-Cells = tuple[tuple[storage.Cell, ...], ...]  # for each average of a rule, its delta and its base
+Cells = tuple[tuple[storage.Cell, ...], ...]  # for each average of a rule, its delta and its base, or one of them
 
 UNSIGNED = {"v.base"}  # every other cell is, or may become, negative
 
@@ -90,11 +100,17 @@ class DualOptimizer(Optimizer):
     ordinary torch optimizer: groups, schedulers, closures, `state_dict`. Its front doors are in `front`.
     """
 
-    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
+    def __init__(
+        self, params: Any, settings: Settings, *, lr: float, objective_lr: Mapping[str, float] | None = None
+    ) -> None:
         self._objective: str | None = None
-        defaults = {**DEFAULTS, **defaults, "objectives": tuple(defaults.get("objectives", ()))}
-        objective_lr = defaults.pop("objective_lr", None)
-        defaults["lr_ratio"] = ratios(objective_lr, defaults["lr"])
+        defaults = asdict(settings) | {
+            "lr": lr,
+            "lr_ratio": ratios(objective_lr, lr),
+            "objectives": tuple(settings.objectives),
+            "rule": "adam",
+            "compiled": None,  # what `compile` came to: settled at the first step and kept in the state
+        }
         check_settings(defaults)
         super().__init__(params, defaults)
 
@@ -127,6 +143,17 @@ class DualOptimizer(Optimizer):
                 raise UserError(
                     f"A parameter is of type {p.dtype}.", "Only real floating-point tensors can be trained."
                 )
+
+    def blank_state(self, objectives: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+        """The cells that the state will have once each objective has stepped, on the device of the parameters.
+
+        On the meta device they take no memory, so that a plan can count them.
+        """
+        for _, p, group in named(self):
+            state: dict[str, Tensor] = {}
+            for objective in objectives:
+                begin(state, keys_of(group, objective), p, group)
+            yield from ((key, cell) for key, cell in state.items() if not key.startswith("seen."))
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -165,13 +192,11 @@ class DualOptimizer(Optimizer):
         if grad.is_sparse:
             raise RuntimeError("DualOptimizer takes dense gradients only: set sparse=False on the embedding.")
         state = self.state[p]
-        names = (objective, "base") if group["bridge"] else (objective,)
-        for name in names:
-            if f"seen.{name}" not in state:
-                begin(state, name, p, group)
-        seen = {name: int(state[f"seen.{name}"]) for name in names}
-        cells = cells_of(state, RULES[group["rule"]], names)
-        numbers = step_numbers(group, objective, seen)
+        keys = keys_of(group, objective)
+        begin(state, keys, p, group)
+        clocks = {key.partition(".")[2] for key in chain(*keys)}
+        cells = tuple(tuple(cell_of(state, key) for key in average) for average in keys)
+        numbers = step_numbers(group, objective, {name: int(state[f"seen.{name}"]) for name in clocks})
         key = self._noise_key(p, group, tensor)
         if group["rule"] == "muon":
             direction = torch.empty(p.shape, dtype=torch.promote_types(p.dtype, torch.float32), device=p.device)
@@ -183,7 +208,7 @@ class DualOptimizer(Optimizer):
             copy = p.detach().contiguous()
             advance_pieces(copy, grad, cells, numbers, key, group)
             p.copy_(copy)
-        for name in names:
+        for name in clocks:
             state[f"seen.{name}"] += 1
 
     def _noise_key(self, p: Tensor, group: dict[str, Any], tensor: int) -> int | None:
@@ -214,15 +239,29 @@ class DualOptimizer(Optimizer):
                 }
         self._keep_path()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Restore from a saved state or a pickle; a setting that is younger than it has its default."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name, value in asdict(Settings()).items():
+                group.setdefault(name, value)
+
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_objective": self._objective}
 
 
-def begin(state: dict[str, Tensor], name: str, p: Tensor, group: dict[str, Any]) -> None:
-    """Give a parameter a delta for an objective, or its base: all zero, the clock at zero."""
-    state[f"seen.{name}"] = torch.zeros((), dtype=torch.int64)
-    for moment in rules.MOMENTS[RULES[group["rule"]]]:
-        create_cell(state, f"{moment}.{name}", p, group)
+def keys_of(group: Mapping[str, Any], objective: str) -> tuple[tuple[str, ...], ...]:
+    """The keys of the cells that a step of an objective reads and writes, for each moment of the rule."""
+    moments = rules.MOMENTS[RULES[group["rule"]]]
+    return tuple(tuple(f"{moment}.{part}" for part in parts_of(group, moment, objective)) for moment in moments)
+
+
+def begin(state: dict[str, Tensor], keys: tuple[tuple[str, ...], ...], p: Tensor, group: dict[str, Any]) -> None:
+    """Create the cells that a parameter does not have yet: all zero, their clocks at zero."""
+    for key in chain(*keys):
+        if key not in state:
+            state.setdefault(f"seen.{key.partition('.')[2]}", torch.zeros((), dtype=torch.int64))
+            create_cell(state, key, p, group)
 
 
 def create_cell(state: dict[str, Tensor], key: str, p: Tensor, group: dict[str, Any]) -> None:
@@ -232,18 +271,24 @@ def create_cell(state: dict[str, Tensor], key: str, p: Tensor, group: dict[str, 
     storage.create(state, key, p, bits=bits, signed=key not in UNSIGNED)
 
 
-def cells_of(state: Mapping[str, Tensor], rule: rules.Rule, names: tuple[str, ...]) -> Cells:
-    """The cells that a step reads and writes: for each moment of the rule, those of these names."""
-    keys = [[f"{moment}.{name}" for name in names] for moment in rules.MOMENTS[rule]]
-    return tuple(tuple(storage.cell(state, key, signed=key not in UNSIGNED) for key in row) for row in keys)
+def cell_of(state: Mapping[str, Tensor], key: str) -> storage.Cell:
+    """A cell of a tensor's state."""
+    return storage.cell(state, key, signed=key not in UNSIGNED)
 
 
-def step_numbers(group: dict[str, Any], objective: str, seen: dict[str, int]) -> Numbers:
+def step_numbers(group: dict[str, Any], objective: str, seen: Mapping[str, int]) -> Numbers:
     """The numbers of one step from a group's settings and the clocks before it."""
     lr = float(group["lr"]) * group["lr_ratio"].get(objective, 1.0)
-    clocks = {"seen": seen[objective], "base_seen": seen.get("base", 0), "bridge": group["bridge"]}
-    m, v = (weights(*pair, **clocks) for pair in zip(group["betas"], group["base_betas"], strict=True))
+    m, v = (moment_weights(group, moment, objective, seen) for moment in "mv")
     return Numbers(lr=lr, keep=1 - lr * group["weight_decay"], eps=group["eps"], m=m, v=v)
+
+
+def moment_weights(group: dict[str, Any], moment: str, objective: str, seen: Mapping[str, int]) -> Weights:
+    """The weights of one moment."""
+    place = "mv".index(moment)
+    beta, base_beta = group["betas"][place], group["base_betas"][place]
+    base_seen = seen.get("base", 0)
+    return weights(beta, base_beta, seen=seen[objective], base_seen=base_seen, bridge=bridge_of(group, moment))
 
 
 def advance_pieces(
@@ -298,10 +343,10 @@ def set_state_bits(optimizer: DualOptimizer, bits: int) -> None:
         check_settings(group)
         state = optimizer.state.get(p, {})
         for key in [key for key in state if not key.startswith("seen.") and not key.endswith(".scale")]:
-            old = storage.cell(state, key, signed=key not in UNSIGNED)
+            old = cell_of(state, key)
             state.pop(f"{key}.scale", None)
             create_cell(state, key, p, group)
-            new = storage.cell(state, key, signed=key not in UNSIGNED)
+            new = cell_of(state, key)
             for start, stop in pieces(p.numel(), EAGER_PIECE):
                 storage.save(storage.piece(new, start, stop), storage.load(storage.piece(old, start, stop)))
     optimizer.defaults["state_bits"] = bits

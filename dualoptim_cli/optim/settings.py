@@ -1,8 +1,9 @@
-"""The settings of a DualOptimizer: defaults, which values mean nothing, and what a saved state must share."""
+"""The settings of a DualOptimizer: one set of defaults for the classes and the command, and what is refused."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,23 +14,30 @@ from dualoptim_cli.optim import rules, storage
 
 RULES: dict[str, rules.Rule] = {"adam": rules.adam, "muon": rules.momentum}
 
-DEFAULTS: dict[str, Any] = {
-    "betas": (0.9, 0.95),
-    "base_betas": (0.9, 0.95),
-    "eps": 1e-8,
-    "weight_decay": 0.01,
-    "bridge": 1.0,
-    "guard": "moments",
-    "state_bits": 32,
-    "min_8bit_size": 4096,
-    "stochastic_rounding": True,
-    "compile": "auto",
-    "compiled": None,  # what "auto" came to; kept in the state
-    "maximize": False,
-    "objectives": (),
-    "seed": 0,
-    "rule": "adam",
-}
+Pair = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a DualOptimizer averages, steps and stores its state; the defaults are those of DualOptim+.
+
+    A field here and a field of the same name in `config.OptimizerConfig` make a setting of the command: nothing in
+    between lists them again. Pairs are for the first moment (of g) and the second (of g²).
+    """
+
+    betas: Pair = (0.9, 0.95)  # decays of the deltas
+    base_betas: Pair = (0.95, 0.999)  # decays of the base, as in the paper's released trainer: docs/scaling.md
+    eps: float = 1e-8
+    weight_decay: float = 0.01  # decoupled: a share of the rate, on every step
+    bridge: float = 1.0  # weight of the shared base in an estimate: 1 is DualOptim+, 0 is DualOptim
+    guard: str = "moments"  # bounds every coordinate's step by the rate; "none" is the paper's rule to the letter
+    state_bits: int = 32  # 8: tensors of `min_8bit_size` elements and more are stored as 8-bit codes
+    min_8bit_size: int = 4096
+    stochastic_rounding: bool = True  # of bfloat16 parameters, with random bits from seed, step and element
+    compile: bool | str = "auto"  # True, False, or "auto": by the number of parameters
+    maximize: bool = False
+    objectives: tuple[str, ...] = ()  # their names; any other is then refused
+    seed: int = 0
 
 
 def ratios(objective_lr: Mapping[str, float] | None, lr: float) -> dict[str, float]:
@@ -41,8 +49,8 @@ def ratios(objective_lr: Mapping[str, float] | None, lr: float) -> dict[str, flo
     return {name: float(rate) / float(lr) for name, rate in objective_lr.items()}
 
 
-def check_settings(group: dict[str, Any]) -> None:
-    """Refuse settings that mean nothing, by their names."""
+def check_settings(group: Mapping[str, Any]) -> None:
+    """Refuse the settings of a parameter group that mean nothing, by their names."""
     for name in ("betas", "base_betas"):
         if len(group[name]) != 2 or not all(0 <= beta < 1 for beta in group[name]):
             raise UserError(f"{name}: {group[name]} is not two numbers from 0 to below 1.")
@@ -65,11 +73,23 @@ def choose(setting: str, value: str, choices: tuple[str, ...]) -> None:
         raise UserError(f'{setting}: there is no "{value}".', did_you_mean(value, choices))
 
 
-STRUCTURE = ("rule", "state_bits", "min_8bit_size")  # what a state cannot do without; the rest is loaded
+def bridge_of(group: Mapping[str, Any], moment: str) -> float:
+    """The weight of the base in a moment ("m" or "v") of a parameter group."""
+    del moment
+    return float(group["bridge"])
+
+
+def parts_of(group: Mapping[str, Any], moment: str, objective: str) -> tuple[str, ...]:
+    """Whose averages a moment of an objective is made of: its own, then the base's where there is one."""
+    return (objective, "base") if bridge_of(group, moment) else (objective,)
+
+
+# What decides how a state is stored. A state is loaded into an optimizer with the same; all else comes with the state.
+STRUCTURE = ("rule", "state_bits", "min_8bit_size")
 
 
 def check_groups(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None:
-    """Refuse a state whose groups rest in another way than this optimizer's."""
+    """Refuse a state whose groups are stored in another way than this optimizer's."""
     for theirs, ours in zip(saved, own, strict=False):
         for setting in STRUCTURE:
             if theirs.get(setting) != ours[setting]:
@@ -85,14 +105,14 @@ def check_groups(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None
             )
 
 
-def check_state(name: str, state: Mapping[str, Tensor], p: Tensor, group: dict[str, Any]) -> None:
+def check_state(name: str, state: Mapping[str, Tensor], p: Tensor, group: Mapping[str, Any]) -> None:
     """Refuse a tensor's state that has another shape, another block or another objective."""
-    known = {*group["objectives"], "base"} if group["objectives"] else set()
+    names = {*group["objectives"], "base"} if group["objectives"] else set()
     blocks = torch.Size((-(-p.numel() // storage.BLOCK), storage.BLOCK))
     for key, value in state.items():
         if key.endswith(".scale"):
             continue
-        if known and key.split(".")[1] not in known:
+        if names and key.split(".")[1] not in names:
             raise UserError(f'The saved state of {name} has "{key}", which is no objective of this optimizer.')
         expected = blocks if f"{key}.scale" in state else p.shape
         if not key.startswith("seen.") and value.shape != expected:

@@ -129,7 +129,7 @@ def settings_of(listed: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]
     coded = any(key.endswith(".scale") for key in keys)
     if "m.shared" in keys:
         return {"form": "adamw", "bits": 8 if coded else 32}
-    form = "dualoptim+" if "m.base" in keys else "dualoptim"
+    form = "dualoptim+" if keys & {"m.base", "v.base"} else "dualoptim"
     if any(not any(key.startswith("v.") for key in state) for _, state, _ in listed):
         form += "+muon" if form == "dualoptim" else "muon"
     first = groups[0] if groups else {}

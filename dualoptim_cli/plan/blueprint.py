@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,14 +22,12 @@ from dualoptim_cli.objectives import keeps_copy
 from dualoptim_cli.objectives.forward import build_task, train_only_asked
 from dualoptim_cli.objectives.heads import causal_lm
 from dualoptim_cli.optim import build_optimizer
-from dualoptim_cli.optim.dual import DualOptimizer, begin
 from dualoptim_cli.plan.choices import taking_turns
 
 FLOAT = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BITS = {"4bit": 4, "8bit": 8}
 NF4_BLOCK, NF4_OUTER = 64, 256  # numbers that share an 8-bit scale, scales that share a float32 one
 NF4_TABLES = 4 * (16 + 256 + 1)  # of each matrix: what the codes stand for, what the scales' codes do, their mean
-ADAMW_8BIT_BLOCK, ADAMW_8BIT_LEAST = 256, 4096
 
 
 @dataclass(frozen=True)
@@ -161,22 +159,9 @@ def state_by_kind(config: RunConfig, named: Iterable[tuple[str, Tensor]]) -> dic
     """The same by kind of number: the optimizer's own cells, made on the meta device for every tensor and objective."""
     trained = [(name, torch.empty_like(p, device="meta", requires_grad=True)) for name, p in named if p.requires_grad]
     asked = config.optimizer
-    if asked.name == "adamw-8bit":
-        return _adamw_8bit([p for _, p in trained], asked.min_8bit_size or ADAMW_8BIT_LEAST)
-    optimizer = build_optimizer(
-        asked.name, trained, lr=1.0, **asked.model_dump(exclude={"name", "lr", "max_grad_norm"})
-    )
-    if not isinstance(optimizer, DualOptimizer):
-        return _sized([("m", p) for _, p in trained] + [("v", p) for _, p in trained])
-    names = [*taking_turns(config), "base"]
-    cells: list[tuple[str, Tensor]] = []
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            state: dict[str, Tensor] = {}
-            for name in names if group["bridge"] else names[:-1]:
-                begin(state, name, p, group)
-            cells += [(key, cell) for key, cell in state.items() if not key.startswith("seen.")]
-    return _sized(cells)
+    settings = asked.model_dump(exclude={"name", "lr", "max_grad_norm"})
+    optimizer: Any = build_optimizer(asked.name, trained, lr=1.0, **settings)
+    return _sized(optimizer.blank_state(taking_turns(config)))
 
 
 def _sized(cells: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
@@ -185,12 +170,3 @@ def _sized(cells: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
         kind = "8-bit codes" if cell.dtype == torch.uint8 else str(cell.dtype).removeprefix("torch.")
         found["scales of the codes" if key.endswith(".scale") else kind] += _bytes(cell)
     return dict(found)
-
-
-def _adamw_8bit(trained: Sequence[Tensor], least: int) -> dict[str, int]:
-    """bitsandbytes: two moments, in codes from `least` numbers on, a float32 scale for every 256 of them."""
-    large = [p.numel() for p in trained if p.numel() >= least]
-    small = sum(p.numel() for p in trained if p.numel() < least)
-    scales = sum(-(-n // ADAMW_8BIT_BLOCK) for n in large)
-    found = {"float32": 2 * 4 * small, "8-bit codes": 2 * sum(large), "scales of the codes": 2 * 4 * scales}
-    return {kind: size for kind, size in found.items() if size}

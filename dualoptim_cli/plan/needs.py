@@ -10,6 +10,7 @@ from typing import Any
 from dualoptim_cli.config import LoraConfig, RunConfig
 from dualoptim_cli.data import METHOD
 from dualoptim_cli.errors import ExitCode, UserError, raise_all
+from dualoptim_cli.optim import find_optimizer
 from dualoptim_cli.plan.blueprint import Blueprint, draw
 from dualoptim_cli.plan.choices import taking_turns
 from dualoptim_cli.plan.disk import Disk, plan_disk
@@ -120,8 +121,7 @@ def _ways_out(config: RunConfig, dtype: str) -> Iterator[tuple[str, RunConfig, i
     yield "--micro-batch-size 1", config, 1
     if dtype == "float32":
         yield "--dtype bfloat16", _changed(config, model={"dtype": "bfloat16"}), many
-    has_bits = config.optimizer.name.startswith("dualoptim") and config.optimizer.state_bits == 32
-    if has_bits:
+    if find_optimizer(config.optimizer.name).has_bits and config.optimizer.state_bits == 32:
         yield "--8bit", _changed(config, optimizer=eight), many
     if config.lora is None:
         adapted = config.model_copy(update={"lora": LoraConfig()})

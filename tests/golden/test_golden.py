@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.objectives import FORGET, RETAIN
-from dualoptim_cli.optim import settings_of
+from dualoptim_cli.optim import OPTIMIZERS
 from tests.golden import record, village
 from tests.golden.runs import RUNS, settings
 
@@ -119,7 +119,7 @@ def test_a_golden_run_leaves_no_setting_to_a_default(name: str) -> None:
     chosen_later = [path for path, value in flat(config.model_dump(), "") if value in ("auto", "default")]
     assert not chosen_later
     optimizer = config.optimizer.model_dump()
-    assert not [setting for setting in settings_of(config.optimizer.name) if optimizer.get(setting, 0) is None]
+    assert not [setting for setting in OPTIMIZERS[config.optimizer.name].settings if optimizer.get(setting, 0) is None]
     for objective in config.objectives.values():
         assert objective.options.keys() == {**FORGET, **RETAIN}[objective.loss].options.keys()
 

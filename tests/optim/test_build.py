@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 import torch
 from torch import nn
 
+from dualoptim_cli.config import OptimizerConfig
 from dualoptim_cli.errors import UserError
-from dualoptim_cli.optim import OPTIMIZERS, build_optimizer
+from dualoptim_cli.optim import OPTIMIZERS, DualAdamW, DualOptimizer, Settings, build_optimizer
 
 
 def model():
@@ -106,3 +109,38 @@ def test_each_name_has_its_published_defaults():
 
     assert settings_of("dualoptim") == ((0.9, 0.999), 0.0, "none")
     assert settings_of("dualoptim+") == ((0.9, 0.95), 1.0, "moments")
+
+
+def test_the_class_and_the_command_train_alike():
+    """One set of defaults: what `--optimizer dualoptim+` builds differs by its sorting into groups alone."""
+    command = build_optimizer("dualoptim+", model().named_parameters(), lr=1e-5)
+    library = DualAdamW(model().named_parameters())
+    assert command.defaults == library.defaults
+    assert library.defaults["base_betas"] == (0.95, 0.999)
+
+
+def test_a_field_of_the_command_is_a_field_of_the_class():
+    """A new setting is a line in config.py and one in `Settings`: nothing in between lists them again."""
+    of_run = {"name", "lr", "max_grad_norm", "float32_embeddings"}
+    of_library = {"maximize", "objectives", "seed"}
+    command, library = set(OptimizerConfig.model_fields), {field.name for field in fields(Settings)}
+    assert command - of_run == library - of_library
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_entry_says_what_its_optimizer_can_do(name):
+    entry, optimizer = OPTIMIZERS[name], build_optimizer(name, model().named_parameters(), lr=1e-3)
+    assert entry.joint != isinstance(optimizer, DualOptimizer)
+    assert entry.has_bits == isinstance(optimizer, DualOptimizer)
+    net = model()
+    live = build_optimizer(name, net.named_parameters(), lr=1e-3)
+    for objective in ("forget", "retain"):
+        step(net, live, objective)
+    kept = [
+        cell.numel() * cell.element_size()
+        for state in live.state.values()
+        for key, cell in state.items()
+        if isinstance(cell, torch.Tensor) and not key.startswith(("seen.", "step"))
+    ]
+    blank = [cell.numel() * cell.element_size() for _, cell in optimizer.blank_state(["forget", "retain"])]
+    assert sorted(kept) == sorted(blank)

@@ -14,7 +14,7 @@ class Twin:
         *,
         lr=1e-3,
         betas=(0.9, 0.95),
-        base_betas=(0.9, 0.95),
+        base_betas=(0.95, 0.999),
         eps=1e-8,
         weight_decay=0.01,
         objective_lr=None,
