@@ -98,6 +98,8 @@ class OptimizerConfig(Section):
     eps: Positive | None = None
     weight_decay: Annotated[Number, Field(ge=0)] = 0.01
     bridge: Share | None = None
+    second_bridge: Share | None = None
+    second_moment: Literal["dual", "shared"] | None = None
     guard: Literal["moments", "none"] | None = None
     stochastic_rounding: bool | None = None
     compile: Auto | bool | None = None

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 DUAL = frozenset(field.name for field in fields(Settings)) | {"objective_lr", "float32_embeddings"}
-NO_BASE = DUAL - {"base_betas", "bridge"}
+NO_BASE = DUAL - {"base_betas", "bridge", "second_bridge", "second_moment"}
 
 OPTIMIZERS: dict[str, Entry] = {
     "adamw": Entry(baselines.adamw, baselines.ADAMW, joint=True),

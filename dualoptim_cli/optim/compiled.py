@@ -36,7 +36,11 @@ class Compiled:
 
 
 def gather(tree: Any, tensors: list[Tensor], rest: list[Hashable]) -> tuple[list[Tensor], list[Hashable]]:
-    """Collect the tensors in nested tuples, and what else they hold."""
+    """Collect the tensors in nested tuples, and what else they hold, their lengths included.
+
+    Without the lengths ((a, b), (c,)) and ((a,), (b, c)) would pass for the same kind of arguments.
+    """
+    rest.append(len(tree))
     for part in tree:
         if isinstance(part, Tensor):
             tensors.append(part)

@@ -284,10 +284,12 @@ def step_numbers(group: dict[str, Any], objective: str, seen: Mapping[str, int])
 
 
 def moment_weights(group: dict[str, Any], moment: str, objective: str, seen: Mapping[str, int]) -> Weights:
-    """The weights of one moment."""
+    """The weights of one moment. A shared one is an ordinary average at the base's decay, with the base's clock."""
     place = "mv".index(moment)
     beta, base_beta = group["betas"][place], group["base_betas"][place]
     base_seen = seen.get("base", 0)
+    if parts_of(group, moment, objective) == ("base",):
+        return weights(base_beta, base_beta, seen=base_seen, base_seen=0, bridge=0.0)
     return weights(beta, base_beta, seen=seen[objective], base_seen=base_seen, bridge=bridge_of(group, moment))
 
 

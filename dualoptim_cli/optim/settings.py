@@ -30,6 +30,8 @@ class Settings:
     eps: float = 1e-8
     weight_decay: float = 0.01  # decoupled: a share of the rate, on every step
     bridge: float = 1.0  # weight of the shared base in an estimate: 1 is DualOptim+, 0 is DualOptim
+    second_bridge: float | None = None  # the same for the second moment alone; None: as `bridge`
+    second_moment: str = "dual"  # "shared": one for all objectives, fed by every step, as in one Adam
     guard: str = "moments"  # bounds every coordinate's step by the rate; "none" is the paper's rule to the letter
     state_bits: int = 32  # 8: tensors of `min_8bit_size` elements and more are stored as 8-bit codes
     min_8bit_size: int = 4096
@@ -63,6 +65,15 @@ def check_settings(group: Mapping[str, Any]) -> None:
         raise UserError("objective_lr holds a rate below 0.")
     choose("guard", group["guard"], ("moments", "none"))
     choose("rule", group["rule"], tuple(RULES))
+    choose("second_moment", group["second_moment"], ("dual", "shared"))
+    if group["second_bridge"] is not None:
+        if not 0 <= group["second_bridge"] <= 1:
+            raise UserError(f"second_bridge: {group['second_bridge']} is not between 0 and 1.")
+        if group["second_moment"] == "shared":
+            raise UserError(
+                "second_bridge: a shared second moment has no deltas to bridge.",
+                "Leave out second_bridge, or second_moment.",
+            )
     if group["state_bits"] not in (8, 32):
         raise UserError(f"state_bits: {group['state_bits']} is neither 8 nor 32.")
 
@@ -75,12 +86,14 @@ def choose(setting: str, value: str, choices: tuple[str, ...]) -> None:
 
 def bridge_of(group: Mapping[str, Any], moment: str) -> float:
     """The weight of the base in a moment ("m" or "v") of a parameter group."""
-    del moment
-    return float(group["bridge"])
+    second = group.get("second_bridge")
+    return float(group["bridge"] if moment == "m" or second is None else second)
 
 
 def parts_of(group: Mapping[str, Any], moment: str, objective: str) -> tuple[str, ...]:
-    """Whose averages a moment of an objective is made of: its own, then the base's where there is one."""
+    """Whose averages a moment of an objective is made of: its own, then the base's, or one of the two alone."""
+    if moment == "v" and group.get("second_moment") == "shared":
+        return ("base",)
     return (objective, "base") if bridge_of(group, moment) else (objective,)
 
 

@@ -134,6 +134,11 @@ def settings_of(listed: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]
         form += "+muon" if form == "dualoptim" else "muon"
     first = groups[0] if groups else {}
     shown = [name for name in ("bridge", "guard", "betas", "base_betas") if name in first]
+    shown += [
+        name
+        for name, usual in (("second_bridge", None), ("second_moment", "dual"))
+        if first.get(name) not in (None, usual)
+    ]
     known = {name: first[name] for name in shown if all(group.get(name) == first[name] for group in groups)}
     return {"form": form, "bits": 8 if coded else 32, **known}
 

@@ -75,6 +75,8 @@ BASE: dict[str, Any] = {
         "eps": 1e-8,
         "weight_decay": 0.01,
         "bridge": 1.0,
+        "second_bridge": 1.0,
+        "second_moment": "dual",
         "guard": "moments",
         "stochastic_rounding": True,
         "compile": False,
@@ -106,8 +108,9 @@ BASE: dict[str, Any] = {
     "threads": 1,
 }
 
-NO_SUCH_SETTING_OF_ADAMW = dict.fromkeys(
-    ("base_betas", "bridge", "guard", "min_8bit_size", "float32_embeddings", "stochastic_rounding", "compile")
+OF_A_BASE = dict.fromkeys(("base_betas", "bridge", "second_bridge", "second_moment"))
+NO_SUCH_SETTING_OF_ADAMW = OF_A_BASE | dict.fromkeys(
+    ("guard", "min_8bit_size", "float32_embeddings", "stochastic_rounding", "compile")
 )
 RUNS: dict[str, dict[str, Any]] = {
     "dualoptim+": {},
@@ -124,7 +127,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "bfloat16": {"model": {"dtype": "bfloat16"}},
     "bfloat16-8-bit": {"model": {"dtype": "bfloat16"}, "optimizer": {"state_bits": 8, "min_8bit_size": 64}},
     "muon": {"optimizer": {"name": "dualoptim+muon"}},
-    "dualoptim": {"optimizer": {"name": "dualoptim", "guard": "none", "base_betas": None, "bridge": None}},
+    "dualoptim": {"optimizer": {"name": "dualoptim", "guard": "none", **OF_A_BASE}},
     "lora": {
         "optimizer": {"lr": 1e-2},
         "lora": {"rank": 4, "alpha": 8.0, "dropout": 0.05, "target": "all-linear", "adapter": None},

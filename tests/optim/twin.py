@@ -19,13 +19,16 @@ class Twin:
         weight_decay=0.01,
         objective_lr=None,
         bridge=1.0,
+        second_bridge=None,
+        second_moment="dual",
         guard="moments",
         maximize=False,
     ):
         self.p = np.array(p, dtype=np.float64)
         self.lr, self.betas, self.base_betas, self.eps = lr, betas, base_betas, eps
         self.weight_decay, self.objective_lr = weight_decay, objective_lr or {}
-        self.bridge, self.guard, self.maximize = bridge, guard, maximize
+        self.bridges = bridge, bridge if second_bridge is None else second_bridge
+        self.shared_v, self.guard, self.maximize = second_moment == "shared", guard, maximize
         self.base_m, self.base_v = np.zeros_like(self.p), np.zeros_like(self.p)
         self.delta_m = defaultdict(lambda: np.zeros_like(self.p))
         self.delta_v = defaultdict(lambda: np.zeros_like(self.p))
@@ -36,17 +39,8 @@ class Twin:
             return np.zeros_like(self.p), np.zeros_like(self.p)
         b1, b2 = self.base_betas
         return (
-            self.bridge * self.base_m / (1 - b1**self.t),
-            self.bridge * self.base_v / (1 - b2**self.t),
-        )
-
-    def moments(self, o):
-        """The bias-corrected moments of an objective, as they rest in the state."""
-        m_hat, v_hat = self.base_hat()
-        b1, b2 = self.betas
-        return (
-            self.delta_m[o] / (1 - b1 ** self.k[o]) + m_hat,
-            self.delta_v[o] / (1 - b2 ** self.k[o]) + v_hat,
+            self.bridges[0] * self.base_m / (1 - b1**self.t),
+            self.bridges[1] * self.base_v / (1 - b2**self.t),
         )
 
     def step(self, o, g):
@@ -59,6 +53,9 @@ class Twin:
         self.delta_v[o] = b2 * self.delta_v[o] + (1 - b2) * (g * g - v_hat)
         m = self.delta_m[o] / (1 - b1 ** (self.k[o] + 1)) + m_hat
         v = np.abs(self.delta_v[o] / (1 - b2 ** (self.k[o] + 1)) + v_hat)
+        if self.shared_v:
+            b2 = self.base_betas[1]
+            v = (b2 * self.base_v + (1 - b2) * g * g) / (1 - b2 ** (self.t + 1))
         if self.guard == "moments":
             v = np.maximum(v, m * m)
         self.p = self.p - lr * m / (np.sqrt(v) + self.eps)
