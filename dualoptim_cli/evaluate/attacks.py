@@ -7,7 +7,6 @@ relearning its gradients and AdamW's two averages besides: five times the model 
 from __future__ import annotations
 
 import copy
-import gc
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from dualoptim_cli.data import Encoded, Examples, collate
-from dualoptim_cli.errors import UserError, did_you_mean, raise_all
+from dualoptim_cli.errors import UserError, did_you_mean, out_of_memory, raise_all
 from dualoptim_cli.evaluate.evaluator import RowLimit, sample_rows, told
 from dualoptim_cli.evaluate.generate import Advance
 from dualoptim_cli.evaluate.metrics import METRICS, Row
@@ -28,6 +27,7 @@ from dualoptim_cli.evaluate.scores import score_set, set_seed
 from dualoptim_cli.events import OnEvent
 from dualoptim_cli.objectives.heads import device_of
 from dualoptim_cli.objectives.reference import at_rest
+from dualoptim_cli.train.memory import release
 
 SAMPLES, TEMPERATURE = 8, 0.8
 RELEARN_ROWS, RELEARN_STEPS = 10, 20
@@ -210,13 +210,14 @@ def attack(
 
 
 def _recovered(name: str, target: Target) -> Mapping[str, Score]:
+    rows: list[Row] | None = None
     try:
         rows = ATTACKS[name].run(target)
-    except torch.OutOfMemoryError:
-        rows = None
-    if rows is None:
-        gc.collect()
-        torch.cuda.empty_cache()
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    if rows is None:  # out here the error is gone, and with it the hold of its frames on the copy
+        release()
         return _nothing(name, "there is no memory for a copy of the model")
     if not rows:
         return _nothing(name, "plain text has no question to ask in another way")

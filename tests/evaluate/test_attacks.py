@@ -144,14 +144,33 @@ def test_quantized_weights_are_known_by_their_layers() -> None:
     assert rounding.is_quantized(nn.Sequential(layers.Linear4bit(64, 64)))
 
 
-def test_no_memory_for_the_copy_costs_the_attack_and_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+OUT_OF_MEMORY = (
+    torch.OutOfMemoryError("CUDA out of memory."),
+    MemoryError(),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+)
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_no_memory_for_the_copy_costs_the_attack_and_not_the_run(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(_: Any) -> Any:
-        raise torch.OutOfMemoryError("no memory")
+        raise error
 
     monkeypatch.setattr(attacks, "_copy", full)
     found = attack(tiny_model(), ["int4", "prefix"], {"forget": town()})
     assert "no memory" in found["int4"]["forget"]["prob"].reason
     assert found["prefix"]["forget"]["rougeL"].value is not None
+
+
+def test_any_other_error_of_an_attack_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(_: Any) -> Any:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr(attacks, "_copy", wrong)
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        attack(tiny_model(), ["int4"], {"forget": town()})
 
 
 def test_each_attack_is_a_phase_with_progress() -> None:
