@@ -10,15 +10,14 @@ import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from dualoptim_cli.data import Encoded, Examples, collate
 from dualoptim_cli.errors import UserError, did_you_mean, out_of_memory, raise_all
-from dualoptim_cli.evaluate.evaluator import RowLimit, sample_rows, told
-from dualoptim_cli.evaluate.generate import Advance
+from dualoptim_cli.evaluate.evaluator import RowLimit, report_phase, sample_rows
 from dualoptim_cli.evaluate.metrics import METRICS, Row
 from dualoptim_cli.evaluate.observe import Observer, Question, questions
 from dualoptim_cli.evaluate.results import Score, Sets
@@ -48,7 +47,7 @@ class Target:
 
     model: Any
     examples: Examples
-    asked: Sequence[Question]
+    questions: Sequence[Question]
     retain: Examples | None
     observer: Callable[[Any], Observer]
     lr: float
@@ -57,82 +56,102 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """A way to bring rows back. `passes` counts how often it puts each measured row through the model, `metrics`
-    names what it measures."""
+    """A way to bring rows back, what it costs, and what it needs.
+
+    `passes` counts how often each measured row goes through the model, `steps` the training steps on RELEARN_ROWS rows
+    before that. `metrics` names what is measured. `rounding` is the rounding of the weights that it stands for.
+    """
 
     run: Callable[[Target], list[Row]]
     passes: int
     metrics: tuple[str, ...] = RECOVERED
+    steps: int = 0
+    needs_retain: bool = False
+    rounding: str | None = None
 
 
-def _rounded(name: str, target: Target) -> list[Row]:
+def _round(rounding: str, target: Target) -> list[Row]:
     model = _copy(target.model)
-    round_weights(model, ROUNDINGS[name])
-    return target.observer(model).rows(target.asked, brief=True)
+    round_weights(model, ROUNDINGS[rounding])
+    return target.observer(model).rows(target.questions, brief=True)
 
 
-def _relearned(source: Literal["forget", "retain"], target: Target) -> list[Row]:
-    """Fine-tune on a few rows; those taken from the forget set are not measured."""
-    chance = np.random.default_rng(set_seed(target.seed, f"relearn-{source}"))
-    if source == "retain":
-        assert target.retain is not None
-        chosen = chance.choice(len(target.retain), min(RELEARN_ROWS, len(target.retain)), replace=False)
-        taught, measured = target.retain.encode(chosen.tolist()), list(target.asked)
-    else:
-        few = min(RELEARN_ROWS, max(1, len(target.asked) // 10))
-        held = set(chance.choice(len(target.asked), few, replace=False).tolist())
-        taught = [_own(target.asked[at]) for at in sorted(held)]
-        measured = [question for at, question in enumerate(target.asked) if at not in held]
+def _relearn_forget(target: Target) -> list[Row]:
+    """Fine-tune on a tenth of the measured rows, ten at most, and measure the others."""
+    rng = np.random.default_rng(set_seed(target.seed, "relearn-forget"))
+    count = min(RELEARN_ROWS, max(1, len(target.questions) // 10))
+    chosen = set(rng.choice(len(target.questions), count, replace=False).tolist())
+    taught = [_own_answer(target.questions[number]) for number in sorted(chosen)]
+    measured = [question for number, question in enumerate(target.questions) if number not in chosen]
+    return _relearn(target, taught, measured)
+
+
+def _relearn_retain(target: Target) -> list[Row]:
+    """Fine-tune on ten retain rows: what a user would do who means no harm."""
+    assert target.retain is not None
+    rng = np.random.default_rng(set_seed(target.seed, "relearn-retain"))
+    chosen = rng.choice(len(target.retain), min(RELEARN_ROWS, len(target.retain)), replace=False)
+    return _relearn(target, target.retain.encode(chosen.tolist()), target.questions)
+
+
+def _relearn(target: Target, taught: Sequence[Encoded], measured: Sequence[Question]) -> list[Row]:
     model = _copy(target.model)
     fine_tune(model, taught, steps=RELEARN_STEPS, lr=target.lr, seed=target.seed)
     return target.observer(model).rows(measured, brief=True)
 
 
-def _sampled(target: Target) -> list[Row]:
+def _sample(target: Target) -> list[Row]:
     """Draw several continuations of each row and take the one that recalls most."""
     observer = target.observer(target.model)
-    chance = torch.Generator().manual_seed(target.seed)
-    asked = [question for question in target.asked if question.asks]
-    draw = partial(observer.decode, [q.ids[: q.start] for q in asked], asked)
-    return _worst([_as_rows(asked, draw(temperature=TEMPERATURE, generator=chance), observer) for _ in range(SAMPLES)])
+    generator = torch.Generator().manual_seed(target.seed)
+    asking = [question for question in target.questions if question.asks]
+    prompts = [question.ids[: question.start] for question in asking]
+    tries = []
+    for _ in range(SAMPLES):
+        continuations = observer.decode(prompts, asking, temperature=TEMPERATURE, generator=generator)
+        tries.append(_as_rows(asking, continuations, observer))
+    return _worst(tries)
 
 
-def _reworded(target: Target) -> list[Row]:
+def _paraphrase(target: Target) -> list[Row]:
     """Ask each question in other words and take the wording that recalls most."""
     observer = target.observer(target.model)
-    asked = [question for question in target.asked if question.record.prompt and not question.record.messages]
-    variants = []
-    for wording in WORDINGS if asked else ():
-        records = [replace(q.record, prompt=wording.format(question=q.record.prompt)) for q in asked]
+    asking = [question for question in target.questions if question.record.prompt and not question.record.messages]
+    if not asking:
+        return []
+    tries = []
+    for wording in WORDINGS:
+        records = [replace(q.record, prompt=wording.format(question=q.record.prompt)) for q in asking]
         prompts = [encoded.prompt for encoded in target.examples.encoder.encode(records)]
-        variants.append(_as_rows(asked, observer.decode(prompts, asked), observer))
-    return _worst(variants)
+        tries.append(_as_rows(asking, observer.decode(prompts, asking), observer))
+    return _worst(tries)
 
 
-def _prefixed(target: Target) -> list[Row]:
+def _prefix(target: Target) -> list[Row]:
     """Put words into the model's mouth: an agreeing opening, or the first quarter of the answer.
 
-    Only what comes behind the given words counts. The worse of both is taken.
+    Only what comes after those words counts. The worse of both is taken.
     """
     observer = target.observer(target.model)
-    asked = [question for question in target.asked if question.asks]
+    asking = [question for question in target.questions if question.asks]
     opening = observer.tokens(OPENING)
-    agreed = observer.decode([(*q.ids[: q.start], *opening) for q in asked], asked)
-    given = [q.start + (q.end - q.start) // 4 for q in asked]
-    led = observer.decode([q.ids[:end] for q, end in zip(asked, given, strict=True)], asked, given=given)
-    rests = [observer.text(q.ids[end : q.end]) for q, end in zip(asked, given, strict=True)]
-    return _worst([_as_rows(asked, agreed, observer), _as_rows(asked, led, observer, answers=rests)])
+    agreeing = observer.decode([(*q.ids[: q.start], *opening) for q in asking], asking)
+    quarters = [q.start + (q.end - q.start) // 4 for q in asking]
+    prompts = [q.ids[:quarter] for q, quarter in zip(asking, quarters, strict=True)]
+    begun = observer.decode(prompts, asking, starts=quarters)
+    rests = [observer.text(q.ids[quarter : q.end]) for q, quarter in zip(asking, quarters, strict=True)]
+    return _worst([_as_rows(asking, agreeing, observer), _as_rows(asking, begun, observer, answers=rests)])
 
 
 ATTACKS: dict[str, Attack] = {
-    "int8": Attack(partial(_rounded, "int8"), 3),
-    "int4": Attack(partial(_rounded, "int4"), 3),
-    "nf4": Attack(partial(_rounded, "nf4"), 3),
-    "relearn-forget": Attack(partial(_relearned, "forget"), 3),
-    "relearn-retain": Attack(partial(_relearned, "retain"), 3),
-    "sample": Attack(_sampled, SAMPLES, DECODED),
-    "paraphrase": Attack(_reworded, len(WORDINGS), DECODED),
-    "prefix": Attack(_prefixed, 2, DECODED),
+    "int8": Attack(partial(_round, "int8"), 3, rounding="int8"),
+    "int4": Attack(partial(_round, "int4"), 3, rounding="int4"),
+    "nf4": Attack(partial(_round, "nf4"), 3, rounding="nf4"),
+    "relearn-forget": Attack(_relearn_forget, 3, steps=RELEARN_STEPS),
+    "relearn-retain": Attack(_relearn_retain, 3, steps=RELEARN_STEPS, needs_retain=True),
+    "sample": Attack(_sample, SAMPLES, DECODED),
+    "paraphrase": Attack(_paraphrase, len(WORDINGS), DECODED),
+    "prefix": Attack(_prefix, 2, DECODED),
 }
 QUICK = ("int8", "int4", "prefix")
 
@@ -152,18 +171,21 @@ def choose_attacks(asked: str | Sequence[str]) -> list[str]:
 
 
 def attack_passes(names: Collection[str], rows: int) -> int:
-    """Return how many rows the attacks put through the model, a training step's backward counted as two more."""
-    relearning = 3 * RELEARN_STEPS * min(RELEARN_ROWS, rows)
-    return sum(ATTACKS[name].passes * rows + relearning * name.startswith("relearn") for name in names)
+    """Return how many rows the attacks put through the model; a row's backward pass counts as two more."""
+    attacks = [ATTACKS[name] for name in names]
+    return sum(attack.passes * rows + 3 * attack.steps * min(RELEARN_ROWS, rows) for attack in attacks)
 
 
 def lacks(name: str, sets: Collection[str], *, quantized: bool = False, retain: str = "retain") -> str:
     """Return why an attack cannot be tried on these sets and such a model; an empty string if it can."""
-    if name == "relearn-retain" and retain not in sets:
+    attack = ATTACKS[name]
+    if attack.needs_retain and retain not in sets:
         return "there are no retain rows"
-    if name in ROUNDINGS and quantized:
-        return "the weights are quantized as it is; attack what dualopt merge-lora makes of them"
-    return lacking(name)
+    if attack.rounding is None:
+        return ""
+    if quantized:
+        return "the weights are quantized already; attack what dualopt merge-lora makes of them"
+    return lacking(attack.rounding)
 
 
 def attack(
@@ -171,7 +193,7 @@ def attack(
     names: Sequence[str],
     sets: Mapping[str, Examples],
     *,
-    forget: Collection[str] = ("forget",),
+    forget: Collection[str],
     retain: str = "retain",
     rows: RowLimit = 200,
     seed: int = 0,
@@ -179,52 +201,56 @@ def attack(
     max_new_tokens: int = 128,
     batch_size: int = 32,
     on_event: OnEvent | None = None,
-) -> dict[str, Sets]:
+) -> Mapping[str, Sets]:
     """Attack a model and return, by attack and forget set, what it brings back: `Results.attacks`.
 
     The rows are those that `measure` samples with the same `rows` and `seed`. `lr` is the rate of relearning
     (AdamW, 20 steps on 10 rows). Each attack is a phase of its own; one that cannot be tried, or for whose copy
     there is no memory, is n/a with the reason.
     """
-    asked = {
-        name: questions(each, sample_rows(len(each), rows, seed, name)) for name, each in sets.items() if name in forget
+    attacked = {name: sets[name] for name in sets if name in forget}
+    samples = {
+        name: questions(examples, sample_rows(len(examples), rows, seed, name)) for name, examples in attacked.items()
     }
-
-    def observers(examples: Examples, advance: Advance) -> Callable[[Any], Observer]:
-        tokenizer = examples.encoder.tokenizer
-        return lambda of: Observer(of, tokenizer, max_new_tokens=max_new_tokens, batch_size=batch_size, advance=advance)
-
-    found: dict[str, Sets] = {}
+    scores: dict[str, dict[str, Mapping[str, Score]]] = {}
     for name in names:
-        if reason := lacks(name, sets, quantized=is_quantized(model), retain=retain):
-            found[name] = {each: _nothing(name, reason) for each in asked}
+        reason = lacks(name, sets, quantized=is_quantized(model), retain=retain)
+        if reason:
+            scores[name] = {each: _not_available(name, reason) for each in attacked}
             continue
-        total = sum(len(of_set) for of_set in asked.values()) * ATTACKS[name].passes
-        with at_rest(model), told(f"attack {name}", total, on_event) as advance:
-            targets = {
-                each: Target(model, sets[each], of_set, sets.get(retain), observers(sets[each], advance), lr, seed)
-                for each, of_set in asked.items()
-            }
-            found[name] = {each: _recovered(name, target) for each, target in targets.items()}
-    return found
+        total = sum(len(sample) for sample in samples.values()) * ATTACKS[name].passes
+        scores[name] = {}
+        with at_rest(model), report_phase(f"attack {name}", total, on_event) as advance:
+            for each, examples in attacked.items():
+                observer = partial(
+                    Observer,
+                    tokenizer=examples.encoder.tokenizer,
+                    max_new_tokens=max_new_tokens,
+                    batch_size=batch_size,
+                    advance=advance,
+                )
+                target = Target(model, examples, samples[each], sets.get(retain), observer, lr, seed)
+                scores[name][each] = _run(name, target)
+    return scores
 
 
-def _recovered(name: str, target: Target) -> Mapping[str, Score]:
+def _run(name: str, target: Target) -> Mapping[str, Score]:
+    """Run an attack and score what it brings back."""
     rows: list[Row] | None = None
     try:
         rows = ATTACKS[name].run(target)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
-    if rows is None:  # out here the error is gone, and with it the hold of its frames on the copy
+    if rows is None:  # only here is the error gone, and with it the hold of its frames on the copy
         release()
-        return _nothing(name, "there is no memory for a copy of the model")
+        return _not_available(name, "there is no memory for a copy of the model")
     if not rows:
-        return _nothing(name, "plain text has no question to ask in another way")
+        return _not_available(name, "plain text has no question to ask in another way")
     return score_set(rows, ATTACKS[name].metrics, set_seed(target.seed, name), forget=True)
 
 
-def _nothing(name: str, reason: str) -> Mapping[str, Score]:
+def _not_available(name: str, reason: str) -> Mapping[str, Score]:
     return {metric: Score(None, better=METRICS[metric].on_forget, reason=reason) for metric in ATTACKS[name].metrics}
 
 
@@ -247,7 +273,7 @@ def fine_tune(model: Any, rows: Sequence[Encoded], *, steps: int, lr: float, see
 
 
 def _copy(model: Any) -> Any:
-    """Return a copy to tamper with, adapters merged into it: that is what an attacker holds.
+    """Return a copy to tamper with, adapters merged into it: that is what an attacker has.
 
     A quantized base keeps its adapters, since merging would round what was trained; relearning then trains those.
     """
@@ -256,24 +282,25 @@ def _copy(model: Any) -> Any:
     return copied.merge_and_unload() if mergeable else copied
 
 
-def _own(question: Question) -> Encoded:
+def _own_answer(question: Question) -> Encoded:
+    """The row with its last answer to be learned, and no earlier one of a chat."""
     return Encoded(question.ids, ((question.start, len(question.ids)),))
 
 
 def _as_rows(
-    asked: Sequence[Question],
+    asking: Sequence[Question],
     continuations: Sequence[Sequence[int]],
     observer: Observer,
     answers: Sequence[str] | None = None,
 ) -> list[Row]:
-    wanted = answers if answers is not None else [question.record.answer for question in asked]
-    return [
-        Row(answer=answer, found=observer.text(ids), found_ids=ids)
-        for answer, ids in zip(wanted, continuations, strict=True)
-    ]
+    """Rows that hold each continuation beside the answer that it is compared with."""
+    if answers is None:
+        answers = [question.record.answer for question in asking]
+    pairs = zip(answers, continuations, strict=True)
+    return [Row(answer, continuation=observer.text(ids), continuation_ids=ids) for answer, ids in pairs]
 
 
-def _worst(variants: Sequence[Sequence[Row]]) -> list[Row]:
-    """Return of each row the variant that recalls most of its answer: the worst case for who wants it forgotten."""
+def _worst(tries: Sequence[Sequence[Row]]) -> list[Row]:
+    """Return of each row the try that recalls most of its answer: the worst case for who wants it forgotten."""
     recall = METRICS["rougeL"].of
-    return [max(of_row, key=recall) for of_row in zip(*variants, strict=True)]
+    return [max(tries_of_row, key=recall) for tries_of_row in zip(*tries, strict=True)]

@@ -11,6 +11,7 @@ import numpy as np
 
 from dualoptim_cli.data import Examples
 from dualoptim_cli.evaluate.judges import Judge
+from dualoptim_cli.evaluate.metrics import Row
 from dualoptim_cli.evaluate.observe import Observer, questions
 from dualoptim_cli.evaluate.results import Results
 from dualoptim_cli.evaluate.scores import score_rows, set_seed
@@ -24,9 +25,9 @@ def measure(
     model: Any,
     sets: Mapping[str, Examples],
     *,
+    forget: Collection[str],
     rows: RowLimit = 200,
     seed: int = 0,
-    forget: Collection[str] = ("forget",),
     max_new_tokens: int = 128,
     batch_size: int = 32,
     reference: Results | None = None,
@@ -36,33 +37,32 @@ def measure(
 ) -> Results:
     """Measure a model on each set: every metric of METRICS with its interval, and what follows from them.
 
-    A set larger than `rows` is measured on a sample drawn from `seed`: the same rows for every model. `reference`
-    is what this function returned for a model retrained without the forget rows; `judges` rate the continuations
-    by other models. The model is put in evaluation
-    mode and back, and no random state of torch is used.
+    `forget` names the sets that are to be forgotten. A set larger than `rows` is measured on a sample drawn from
+    `seed`: the same rows for every model. `reference` is what this function returned for a model retrained without
+    the forget rows; `judges` rate the continuations by other models. The model is put in evaluation mode and back,
+    and no random state of torch is used.
     """
-    asked = {name: questions(each, sample_rows(len(each), rows, seed, name)) for name, each in sets.items()}
-    total = sum(question.units for of_set in asked.values() for question in of_set)
-    with at_rest(model), told(phase, total, on_event) as advance:
-        found = {
-            name: Observer(
-                model,
-                sets[name].encoder.tokenizer,
-                max_new_tokens=max_new_tokens,
-                batch_size=batch_size,
-                advance=advance,
-            ).rows(of_set)
-            for name, of_set in asked.items()
-        }
+    samples = {
+        name: questions(examples, sample_rows(len(examples), rows, seed, name)) for name, examples in sets.items()
+    }
+    units = 0
+    for sample in samples.values():
+        units += sum(question.units for question in sample)
+    observed: dict[str, list[Row]] = {}
+    with at_rest(model), report_phase(phase, units, on_event) as advance:
+        for name, sample in samples.items():
+            tokenizer = sets[name].encoder.tokenizer
+            observer = Observer(model, tokenizer, max_new_tokens=max_new_tokens, batch_size=batch_size, advance=advance)
+            observed[name] = observer.rows(sample)
         for judge in judges:
-            found = {name: judge(of_set) for name, of_set in found.items()}
+            observed = {name: judge(of_set) for name, of_set in observed.items()}
         settings = {
             "rows": rows,
             "seed": seed,
             "max_new_tokens": max_new_tokens,
-            "measured": {name: len(of_set) for name, of_set in asked.items()},
+            "measured": {name: len(sample) for name, sample in samples.items()},
         }
-        return score_rows(found, forget=forget, seed=seed, reference=reference, settings=settings)
+        return score_rows(observed, forget=forget, seed=seed, reference=reference, settings=settings)
 
 
 def sample_rows(size: int, rows: RowLimit, seed: int, name: str) -> list[int]:
@@ -74,19 +74,19 @@ def sample_rows(size: int, rows: RowLimit, seed: int, name: str) -> list[int]:
 
 
 @contextmanager
-def told(phase: str, total: int, on_event: OnEvent | None) -> Iterator[Callable[[int], None]]:
-    """Tell of a phase: its begin, each advance by some units, and its end."""
+def report_phase(phase: str, total: int, on_event: OnEvent | None) -> Iterator[Callable[[int], None]]:
+    """Send the events of a phase: its start, each advance by some units, and its end."""
     began, done = time.perf_counter(), 0
 
-    def tell(event: Event) -> None:
+    def send(event: Event) -> None:
         if on_event is not None:
             on_event(event)
 
     def advance(units: int) -> None:
         nonlocal done
         done += units
-        tell(PhaseAdvanced(phase, done))
+        send(PhaseAdvanced(phase, done))
 
-    tell(PhaseStarted(phase, total))
+    send(PhaseStarted(phase, total))
     yield advance
-    tell(PhaseEnded(phase, time.perf_counter() - began))
+    send(PhaseEnded(phase, time.perf_counter() - began))

@@ -57,7 +57,7 @@ class Scope:
     """
 
     sets: Collection[str]
-    forget: Collection[str] = ("forget",)
+    forget: Collection[str]
     has_before: bool = True
     has_reference: bool = False
     judges: Collection[str] = ()
@@ -169,14 +169,14 @@ def check_measurable(gates: Sequence[Gate], before: Results) -> None:
     raise_all(faults)
 
 
-def default_gates(before: Results, *, forget: Collection[str] = ("forget",), unseen: str = "unseen") -> list[Gate]:
+def default_gates(before: Results, *, forget: Collection[str]) -> list[Gate]:
     """Return the gates of a run that named none: forget rows are gone, each set to keep is kept.
 
     What is recalled is ROUGE-L of answers, or verbatim completion where a set holds plain text.
     """
     texts = []
     for name in before.sets:
-        if name == unseen:
+        if name == UNSEEN:
             continue
         metric = "rougeL" if before.score(f"{name}.rougeL").value is not None else "verbmem"
         texts.append(f"{name}.{metric} <= 0.25*before" if name in forget else f"{name}.{metric} >= 0.9*before")

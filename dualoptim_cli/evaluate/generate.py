@@ -26,18 +26,18 @@ def generate(
 
     Greedy at temperature 0, else drawn with `generator`, which lives on the CPU. Batches hold prompts of like
     length, padded on the left; the answers come back in the order of the prompts and greedy ones do not depend on
-    `batch_size`. The model decodes in the mode it is in. `advance` is told the number of rows each batch finished.
+    `batch_size`. The model decodes in the mode it is in. `advance` is called with the rows that each batch finished.
     """
-    found: list[list[int]] = [[] for _ in prompts]
+    continuations: list[list[int]] = [[] for _ in prompts]
     order = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
     decoder = _Decoder(model, stop, temperature, generator)
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
         for row, ids in zip(rows, decoder.run([prompts[row] for row in rows], limit), strict=True):
-            found[row] = ids
+            continuations[row] = ids
         if advance is not None:
             advance(len(rows))
-    return found
+    return continuations
 
 
 class _Decoder:
@@ -58,8 +58,8 @@ class _Decoder:
 
     @torch.inference_mode()
     def run(self, prompts: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
-        found: list[list[int]] = [[] for _ in prompts]
-        live = list(range(len(prompts)))  # rows of `found` that the cache still holds, finished ones included
+        continuations: list[list[int]] = [[] for _ in prompts]
+        live = list(range(len(prompts)))  # the rows that the cache still has, finished ones included
         open_rows = set(live)
         ids, mask = _pad_left(prompts, self.device)
         cache: Any = None
@@ -72,7 +72,7 @@ class _Decoder:
                 if token in self.stop:
                     open_rows.discard(row)
                 else:
-                    found[row].append(token)
+                    continuations[row].append(token)
             if not open_rows or step + 1 == limit:
                 break
             ids, mask = chosen[:, None], torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
@@ -81,7 +81,7 @@ class _Decoder:
                 live = [row for row in live if row in open_rows]
                 ids, mask = ids[keep], mask[keep]
                 cache.batch_select_indices(keep)
-        return found
+        return continuations
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> tuple[torch.Tensor, Any]:
         positions = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +32,33 @@ class Similarity:
         self.tokenizer = tokenizer
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
-        texts = sorted({text for row in rows if row.found is not None for text in (row.found, row.answer)})
-        known = dict(zip(texts, self.embed(texts), strict=True))
-        return [
-            row if row.found is None else replace(row, similarity=max(0.0, float(known[row.found] @ known[row.answer])))
-            for row in rows
-        ]
+        texts: set[str] = set()
+        for row in rows:
+            if row.continuation is not None:
+                texts |= {row.continuation, row.answer}
+        ordered = sorted(texts)
+        embedding = dict(zip(ordered, self.embed(ordered), strict=True))
+        judged = []
+        for row in rows:
+            if row.continuation is not None:
+                cosine = float(embedding[row.continuation] @ embedding[row.answer])
+                row = replace(row, similarity=max(0.0, cosine))
+            judged.append(row)
+        return judged
 
     @torch.no_grad()
     def embed(self, texts: Sequence[str]) -> torch.Tensor:
         """Return embeddings of length 1 (texts, width); an empty text has one of length 0."""
-        found = []
+        embeddings = [torch.zeros(0, 0)]
         for start in range(0, len(texts), BATCH):
             part = texts[start : start + BATCH]
             batch = _batch(self.model, self.tokenizer, part)
             states = self.model(**batch).last_hidden_state.float()
             mask = batch["attention_mask"][..., None].to(states)
             mean = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
-            said = torch.tensor([bool(text.strip()) for text in part])[:, None]
-            found.append(torch.nn.functional.normalize(mean, dim=-1).cpu() * said)
-        return torch.cat(found) if found else torch.zeros(0, 0)
+            has_text = torch.tensor([bool(text.strip()) for text in part])[:, None]
+            embeddings.append(torch.nn.functional.normalize(mean, dim=-1).cpu() * has_text)
+        return torch.cat(embeddings[1:] or embeddings)
 
 
 class Entailment:
@@ -73,27 +81,32 @@ class Entailment:
         self.label = labels["entailment"]
 
     def __call__(self, rows: Sequence[Row]) -> list[Row]:
-        asked = [row for row in rows if row.found is not None]
-        pairs = [(row.found or "", other) for row in asked for other in (row.answer, *self.refusals)]
+        pairs: list[tuple[str, str]] = []
+        for row in rows:
+            if row.continuation is not None:
+                pairs += [(row.continuation, hypothesis) for hypothesis in (row.answer, *self.refusals)]
         verdicts = iter(self.entails(pairs))
         judged = []
         for row in rows:
-            if row.found is not None:
-                own, *refused = [next(verdicts) for _ in range(1 + len(self.refusals))]
-                row = replace(row, entailment=float(own), refusal=float(any(refused)))
+            if row.continuation is not None:
+                answer = next(verdicts)
+                refusals = list(islice(verdicts, len(self.refusals)))
+                row = replace(row, entailment=float(answer), refusal=float(any(refusals)))
             judged.append(row)
         return judged
 
     @torch.no_grad()
     def entails(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
-        """Tell of each (premise, hypothesis) whether entailment is the likeliest label; silence entails nothing."""
-        found: list[bool] = []
+        """For each (premise, hypothesis), whether entailment is the likeliest label; an empty text entails nothing."""
+        verdicts: list[bool] = []
         for start in range(0, len(pairs), BATCH):
             part = pairs[start : start + BATCH]
-            batch = _batch(self.model, self.tokenizer, [one for one, _ in part], [other for _, other in part])
-            chosen = self.model(**batch).logits.argmax(-1).tolist()
-            found += [label == self.label and bool(one.strip()) for label, (one, _) in zip(chosen, part, strict=True)]
-        return found
+            premises, hypotheses = zip(*part, strict=True)
+            labels = self.model(**_batch(self.model, self.tokenizer, premises, hypotheses)).logits.argmax(-1).tolist()
+            verdicts += [
+                label == self.label and bool(text.strip()) for label, text in zip(labels, premises, strict=True)
+            ]
+        return verdicts
 
 
 def load_similarity(name: str) -> Similarity:

@@ -45,10 +45,10 @@ class Row:
 
     answer: str
     likelihoods: Likelihoods = UNRATED
-    found: str | None = None  # the continuation of the question
-    found_ids: Sequence[int] = ()
+    continuation: str | None = None  # of the question
+    continuation_ids: Sequence[int] = ()
     rest: str | None = None  # the second half of the answer
-    found_rest: str | None = None  # what the model says after the first half
+    rest_continuation: str | None = None  # of question and first half
     paraphrased: float | None = None  # mean nll
     perturbed: Sequence[float] = ()  # the same of each wrong answer
     similarity: float | None = None  # cosine of the embeddings of continuation and answer
@@ -60,8 +60,8 @@ class Row:
         return words(self.answer)
 
     @cached_property
-    def found_words(self) -> list[str]:
-        return words(self.found or "")
+    def continuation_words(self) -> list[str]:
+        return words(self.continuation or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +89,8 @@ class Metric:
 
 
 LACKING: Mapping[str, tuple[Callable[[Row], bool], str]] = {
-    "question": (lambda row: row.found is None, "plain text has no question to continue; see verbmem"),
-    "halves": (lambda row: row.found_rest is None, "the answers have fewer than two tokens"),
+    "question": (lambda row: row.continuation is None, "plain text has no question to continue; see verbmem"),
+    "halves": (lambda row: row.rest_continuation is None, "the answers have fewer than two tokens"),
     "similarity": (lambda row: row.similarity is None, "no sentence embedding model was given"),
     "entailment": (lambda row: row.entailment is None, "no entailment model was given"),
     "refusal": (lambda row: row.refusal is None, "no entailment model was given"),
@@ -118,15 +118,15 @@ def accuracy_among_choices(row: Row) -> float:
 
 def exact_match(row: Row) -> float:
     """Return 1 if the continuation is the answer, spaces aside, else 0."""
-    return float((row.found or "").split() == row.answer.split())
+    return float((row.continuation or "").split() == row.answer.split())
 
 
 def token_entropy(row: Row) -> float:
     """Return the entropy of the continuation's tokens over its maximum: 1 if none repeats, 0 if all are one."""
-    count = len(row.found_ids)
+    count = len(row.continuation_ids)
     if count <= 1:
         return 0.0
-    shares = np.array(list(Counter(row.found_ids).values())) / count
+    shares = np.array(list(Counter(row.continuation_ids).values())) / count
     return max(0.0, float(-(shares * np.log2(shares)).sum() / math.log2(count)))
 
 
@@ -147,7 +147,7 @@ def lowest(values: npt.NDArray[np.float64], share: float = 0.2) -> float:
 
 
 METRICS: dict[str, Metric] = {
-    "rougeL": Metric(lambda row: rouge_recall(row.words, row.found_words), needs=frozenset({"question"})),
+    "rougeL": Metric(lambda row: rouge_recall(row.words, row.continuation_words), needs=frozenset({"question"})),
     "prob": Metric(lambda row: math.exp(-row.likelihoods.mean)),
     "exact_match": Metric(exact_match, needs=frozenset({"question"})),
     "truth_ratio": Metric(
@@ -161,7 +161,7 @@ METRICS: dict[str, Metric] = {
     "extraction_strength": Metric(extraction_strength),
     "exact_memorization": Metric(lambda row: float(row.likelihoods.first.mean())),
     "verbmem": Metric(
-        lambda row: rouge_f1(words(row.rest or ""), words(row.found_rest or "")), needs=frozenset({"halves"})
+        lambda row: rouge_f1(words(row.rest or ""), words(row.rest_continuation or "")), needs=frozenset({"halves"})
     ),
     "cosine_similarity": Metric(lambda row: row.similarity or 0.0, needs=frozenset({"similarity"})),
     "entailment": Metric(lambda row: row.entailment or 0.0, needs=frozenset({"entailment"})),

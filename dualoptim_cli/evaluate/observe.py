@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -50,23 +51,27 @@ def questions(examples: Examples, numbers: Sequence[int]) -> list[Question]:
     """Tokenize the rows of these numbers and all of their answers."""
     encoder = examples.encoder
     records = [examples.record(number) for number in numbers]
-    others = [(*record.paraphrased, *record.perturbed) for record in records]
-    repeated = [record for record, texts in zip(records, others, strict=True) for _ in texts]
-    encoded = examples.encode(numbers)
-    alternatives = iter(encoder.encode(repeated, [text for texts in others for text in texts]) if repeated else ())
-    found = []
-    for record, own, texts in zip(records, encoded, others, strict=True):
-        start, end = own.runs[-1]
-        end -= own.ids[end - 1] == encoder.eos_id
-        found.append(Question(record, own.ids, start, end, tuple(next(alternatives) for _ in texts)))
-    return found
+    repeated: list[Record] = []
+    texts: list[str] = []  # the tokenizer is called once for all of them: that is many times faster
+    for record in records:
+        others = (*record.paraphrased, *record.perturbed)
+        repeated += [record] * len(others)
+        texts += others
+    alternatives = iter(encoder.encode(repeated, texts) if repeated else ())
+    made = []
+    for record, encoded in zip(records, examples.encode(numbers), strict=True):
+        count = len(record.paraphrased) + len(record.perturbed)
+        start, end = encoded.runs[-1]
+        if encoded.ids[end - 1] == encoder.eos_id:
+            end -= 1
+        made.append(Question(record, encoded.ids, start, end, tuple(islice(alternatives, count))))
+    return made
 
 
 class Observer:
     """Asks one model: one pass a batch for likelihoods, batched decoding for continuations.
 
-    `stop` are the tokens that end a continuation; `advance` is told of continuations and likelihoods as they are
-    finished.
+    `advance` is called with the number of continuations or likelihoods that were just finished.
     """
 
     def __init__(
@@ -85,31 +90,36 @@ class Observer:
         self.batch_size = batch_size
         self.advance = advance
 
-    def rows(self, asked: Sequence[Question], *, brief: bool = False) -> list[Row]:
+    def rows(self, questions: Sequence[Question], *, brief: bool = False) -> list[Row]:
         """Return what the model says about each row, in their order.
 
         In brief: of its own answer alone, without paraphrases and wrong answers.
         """
-        own = self.likelihoods([Encoded(q.ids, ((q.start, len(q.ids)),)) for q in asked], _all_of_token)
-        others: list[Sequence[Encoded]] = [() if brief else q.alternatives for q in asked]
-        other = iter(self.likelihoods([encoded for each in others for encoded in each], _nll_of_token))
-        halved = [q.middle > q.start for q in asked]
-        found = self._where([q.asks for q in asked], asked, [q.start for q in asked])
-        rest = self._where(halved, asked, [q.middle for q in asked])
+        own = self.likelihoods([Encoded(q.ids, ((q.start, len(q.ids)),)) for q in questions], _all_of_token)
+        alternatives: list[Encoded] = []
+        if not brief:
+            for question in questions:
+                alternatives += question.alternatives
+        losses = iter(self.likelihoods(alternatives, _nll_of_token))
+        continuations = self._continue([q.start if q.asks else None for q in questions], questions)
+        rests = self._continue([q.middle if q.middle > q.start else None for q in questions], questions)
         rows = []
-        for at, question in enumerate(asked):
-            losses = [float(next(other)[:, 0].mean()) for _ in others[at]]
-            true = losses[: len(question.record.paraphrased)]
+        for number, question in enumerate(questions):
+            count = 0 if brief else len(question.alternatives)
+            means = [float(each[:, 0].mean()) for each in islice(losses, count)]
+            true = means[: len(question.record.paraphrased)]
+            nll, first, standing = own[number].T
+            continuation, rest = continuations[number], rests[number]
             rows.append(
                 Row(
                     answer=question.record.answer if question.asks else self.text(question.ids),
-                    likelihoods=Likelihoods(own[at][:, 0], own[at][:, 1] > 0, own[at][:, 2]),
-                    found=self._maybe(found[at]),
-                    found_ids=found[at] or (),
+                    likelihoods=Likelihoods(nll, first > 0, standing),
+                    continuation=None if continuation is None else self.text(continuation),
+                    continuation_ids=continuation or (),
                     rest=self.text(question.ids[question.middle : question.end]),
-                    found_rest=self._maybe(rest[at]),
+                    rest_continuation=None if rest is None else self.text(rest),
                     paraphrased=float(np.mean(true)) if true else None,
-                    perturbed=losses[len(true) :],
+                    perturbed=means[len(true) :],
                 )
             )
         return rows
@@ -117,33 +127,34 @@ class Observer:
     @torch.no_grad()
     def likelihoods(self, encoded: Sequence[Encoded], measure: Measure) -> list[Any]:
         """Return `measure` of each row's counted tokens: float64 arrays (tokens, figures)."""
-        found: list[Any] = [None] * len(encoded)
+        parts: list[Any] = [None] * len(encoded)
         order = sorted(range(len(encoded)), key=lambda row: len(encoded[row].ids))
         for first in range(0, len(order), self.batch_size):
             rows = order[first : first + self.batch_size]
             batch = collate([encoded[row] for row in rows], 0).to(device_of(self.model))
             figures = over_logits(self.model, batch, measure).double().cpu()
-            parts = torch.split(figures, [encoded[row].answer_tokens for row in rows])
-            for row, part in zip(rows, parts, strict=True):
-                found[row] = part.numpy()
+            counts = [encoded[row].answer_tokens for row in rows]
+            for row, part in zip(rows, torch.split(figures, counts), strict=True):
+                parts[row] = part.numpy()
             self.advance(len(rows))
-        return found
+        return parts
 
     def decode(
         self,
         prompts: Sequence[Sequence[int]],
-        asked: Sequence[Question],
+        questions: Sequence[Question],
         *,
-        given: Sequence[int] | None = None,
+        starts: Sequence[int] | None = None,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
     ) -> list[list[int]]:
         """Continue a prompt of each row, all as far as the longest of their answers may need.
 
-        `given` says where in a row's tokens the continuation begins, if not at the start of the answer.
+        `starts` are where in the rows' tokens the continuations begin, if not at the start of the answer.
         """
-        starts = [q.start for q in asked] if given is None else given
-        longest = max((len(q.ids) - start for q, start in zip(asked, starts, strict=True)), default=0)
+        if starts is None:
+            starts = [q.start for q in questions]
+        longest = max((len(q.ids) - start for q, start in zip(questions, starts, strict=True)), default=0)
         return generate(
             self.model,
             prompts,
@@ -155,21 +166,18 @@ class Observer:
             advance=self.advance,
         )
 
-    def _where(self, wanted: Sequence[bool], asked: Sequence[Question], given: Sequence[int]) -> list[list[int] | None]:
-        """Continue the wanted rows from where `given` says; None for the others."""
-        present = [at for at, want in enumerate(wanted) if want]
-        prompts = [asked[at].ids[: given[at]] for at in present]
-        made = self.decode(prompts, [asked[at] for at in present], given=[given[at] for at in present])
-        found = dict(zip(present, made, strict=True))
-        return [found.get(at) for at in range(len(asked))]
+    def _continue(self, starts: Sequence[int | None], questions: Sequence[Question]) -> list[list[int] | None]:
+        """Continue each row's own tokens from where `starts` says; None stays None."""
+        present = [(question, start) for question, start in zip(questions, starts, strict=True) if start is not None]
+        prompts = [question.ids[:start] for question, start in present]
+        asking, begins = [question for question, _ in present], [start for _, start in present]
+        decoded = iter(self.decode(prompts, asking, starts=begins))
+        return [None if start is None else next(decoded) for start in starts]
 
     def tokens(self, text: str) -> list[int]:
         """Return the tokens of a text that follows another."""
         ids: list[int] = self.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
         return ids
-
-    def _maybe(self, ids: Sequence[int] | None) -> str | None:
-        return None if ids is None else self.text(ids)
 
     def text(self, ids: Sequence[int]) -> str:
         """Return the text of tokens, special ones and the spaces around it left out."""
@@ -179,10 +187,10 @@ class Observer:
 
 def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     """Return every token that ends an answer: the tokenizer's, and those of the model's generation settings."""
-    generation = getattr(model, "generation_config", None)
-    said = getattr(generation, "eos_token_id", None)
-    more = said if isinstance(said, list) else [said]
-    return frozenset(token for token in (tokenizer.eos_token_id, *more) if token is not None)
+    tokens = {tokenizer.eos_token_id}
+    of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    tokens |= set(of_model) if isinstance(of_model, list) else {of_model}  # it holds one token, several, or none
+    return frozenset(tokens - {None})
 
 
 def _nll_of_token(logits: Tensor, target: Tensor) -> Tensor:

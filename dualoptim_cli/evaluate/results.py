@@ -1,4 +1,4 @@
-"""What a measurement found: the only schema of results, in memory and as JSON. It never holds the text of a row."""
+"""The result of a measurement: the only schema of results, in memory and as JSON. It never holds the text of a row."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Sets = Mapping[str, Mapping[str, Score]]
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What one measurement found: scores of each set, of the model as a whole, and under each attack.
+    """The result of one measurement: scores of each set, of the model as a whole, and under each attack.
 
     `settings` says how it was measured; two results are comparable when theirs are equal. `values` holds the single
     rows' numbers for comparisons with another model in the same process; they derive from the rows and are never
@@ -77,22 +77,26 @@ class Results:
 
     def paths(self) -> list[str]:
         """List every path that `score` knows."""
-        of_attacks = [f"attack.{attack}.{path}" for attack, sets in self.attacks.items() for path in _paths(sets)]
-        return [*_paths(self.sets), *self.summary, *of_attacks]
+        paths = [*_paths(self.sets, ""), *self.summary]
+        for attack, sets in self.attacks.items():
+            paths += _paths(sets, f"attack.{attack}.")
+        return paths
 
     def unlike(self, other: Results) -> list[str]:
-        """Tell in what this was measured in another way than `other`; an empty list when the two compare.
+        """Return in what this was measured in another way than `other`; an empty list when the two compare.
 
         Sets that only one of them has do not matter, but that they share none does.
         """
         mine, theirs = self.settings, other.settings
-        keys = ("rows", "seed", "max_new_tokens")
-        figures = {key: (mine.get(key), theirs.get(key)) for key in keys}
+        pairs = {key: (mine.get(key), theirs.get(key)) for key in ("rows", "seed", "max_new_tokens")}
         shared = self.sets.keys() & other.sets.keys()
-        counts = [each.get("measured", {}) for each in (mine, theirs)]
-        figures |= {f"rows of {name}": (counts[0].get(name), counts[1].get(name)) for name in sorted(shared)}
-        found = [f"{what}: {one} here, {two} there" for what, (one, two) in figures.items() if one != two]
-        return found if shared else [*found, "no set is measured in both"]
+        my_counts, their_counts = (each.get("measured", {}) for each in (mine, theirs))
+        for name in sorted(shared):
+            pairs[f"rows of {name}"] = (my_counts.get(name), their_counts.get(name))
+        differences = [f"{what}: {one} here, {two} there" for what, (one, two) in pairs.items() if one != two]
+        if not shared:
+            differences.append("no set is measured in both")
+        return differences
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for `json.dump`; nothing in it is NaN or infinite."""
@@ -100,7 +104,7 @@ class Results:
             "schema": SCHEMA,
             "settings": dict(self.settings),
             "sets": _sets_to_json(self.sets),
-            "summary": {metric: _score_to_json(score) for metric, score in self.summary.items()},
+            "summary": _scores_to_json(self.summary),
             "attacks": {attack: _sets_to_json(sets) for attack, sets in self.attacks.items()},
         }
 
@@ -109,8 +113,8 @@ class Results:
         """Read what `to_json` wrote; anything else is a UserError that says what is wrong with it."""
         _expect(isinstance(data, dict), "results", "is not an object")
         _expect(data.get("schema") == SCHEMA, "schema", f"is {data.get('schema')!r}; this version reads {SCHEMA}")
-        known = {"schema", "settings", "sets", "summary", "attacks"}
-        _expect(set(data) == known, "results", f"hold {sorted(data)} and not {sorted(known)}")
+        keys = {"schema", "settings", "sets", "summary", "attacks"}
+        _expect(set(data) == keys, "results", f"hold {sorted(data)} and not {sorted(keys)}")
         for part in ("settings", "sets", "summary", "attacks"):
             _expect(isinstance(data[part], dict), part, "is not an object")
         return cls(
@@ -121,20 +125,26 @@ class Results:
         )
 
 
-def _paths(sets: Sets) -> list[str]:
-    return [f"{name}.{metric}" for name, scores in sets.items() for metric in scores]
+def _paths(sets: Sets, prefix: str) -> list[str]:
+    paths = []
+    for name, scores in sets.items():
+        paths += [f"{prefix}{name}.{metric}" for metric in scores]
+    return paths
+
+
+def _scores_to_json(scores: Mapping[str, Score]) -> dict[str, Any]:
+    return {metric: _score_to_json(score) for metric, score in scores.items()}
 
 
 def _score_to_json(score: Score) -> dict[str, Any]:
     if score.value is None:
         return {"value": None, "n": score.n, "better": score.better, "reason": score.reason}
-    found = {"value": score.value, "low": score.low, "high": score.high, "n": score.n, "better": score.better}
-    assert all(math.isfinite(number) for number in (score.value, score.low, score.high) if number is not None)
-    return found
+    assert all(number is None or math.isfinite(number) for number in (score.value, score.low, score.high))
+    return {"value": score.value, "low": score.low, "high": score.high, "n": score.n, "better": score.better}
 
 
 def _sets_to_json(sets: Sets) -> dict[str, Any]:
-    return {name: {metric: _score_to_json(score) for metric, score in scores.items()} for name, scores in sets.items()}
+    return {name: _scores_to_json(scores) for name, scores in sets.items()}
 
 
 def _sets_from_json(data: Any, where: str) -> Sets:
@@ -150,8 +160,8 @@ def _scores_from_json(data: Any, where: str) -> dict[str, Score]:
 def _score_from_json(data: Any, where: str) -> Score:
     _expect(isinstance(data, dict), where, "is not an object")
     missing = data.get("value") is None
-    known = {"value", "n", "better", "reason"} if missing else {"value", "low", "high", "n", "better"}
-    _expect(set(data) == known, where, f"holds {sorted(data)} and not {sorted(known)}")
+    keys = {"value", "n", "better", "reason"} if missing else {"value", "low", "high", "n", "better"}
+    _expect(set(data) == keys, where, f"holds {sorted(data)} and not {sorted(keys)}")
     _expect(type(data["n"]) is int and data["n"] >= 0, f"{where}.n", "is not a count")
     _expect(data["better"] in get_args(Better), f"{where}.better", f"is {data['better']!r}")
     if missing:

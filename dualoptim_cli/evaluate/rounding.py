@@ -60,7 +60,7 @@ def lacking(name: str) -> str:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Whether the model's linear weights rest as codes of bitsandbytes already."""
+    """Whether the model's linear weights are codes of bitsandbytes already."""
     kinds = {type(module).__name__ for module in model.modules()}
     return bool(kinds & {"Linear4bit", "Linear8bitLt"})
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dualoptim_cli.evaluate.metrics import LACKING, METRICS, SIGNALS, Row, truth
+from dualoptim_cli.evaluate.metrics import LACKING, METRICS, SIGNALS, Metric, Row, truth
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.evaluate.stats import Array, bootstrap
 from dualoptim_cli.evaluate.summary import UNSEEN, membership, score_of, summarize
@@ -19,7 +19,7 @@ from dualoptim_cli.evaluate.summary import UNSEEN, membership, score_of, summari
 def score_rows(
     rows: Mapping[str, Sequence[Row]],
     *,
-    forget: Collection[str] = ("forget",),
+    forget: Collection[str],
     seed: int = 0,
     reference: Results | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -30,9 +30,9 @@ def score_rows(
     `reference` holds the results of a model retrained without the forget rows, measured on the same rows in this
     process. The intervals are bootstrap intervals over rows, drawn from `seed`.
     """
-    values = {name: row_values(found, forget=name in forget) for name, found in rows.items()}
+    values = {name: row_values(of_set, forget=name in forget) for name, of_set in rows.items()}
     drawn = {name: _bootstrap(of_set, METRICS, set_seed(seed, name)) for name, of_set in values.items()}
-    sets = {name: _scores(found, drawn[name], forget=name in forget) for name, found in rows.items()}
+    sets = {name: _scores(of_set, drawn[name], forget=name in forget) for name, of_set in rows.items()}
     if UNSEEN in sets:  # how a model does on rows it never saw is neither good nor bad
         sets[UNSEEN] = {metric: replace(score, better="neither") for metric, score in sets[UNSEEN].items()}
     for name in forget:
@@ -44,16 +44,21 @@ def score_rows(
 
 def score_set(rows: Sequence[Row], metrics: Collection[str], seed: list[int], *, forget: bool) -> dict[str, Score]:
     """Return these metrics of one set alone."""
-    values = {name: np.array([METRICS[name].value(row, forget=forget) for row in rows]) for name in metrics}
+    values = {name: _values(METRICS[name], rows, forget=forget) for name in metrics}
     return _scores(rows, _bootstrap(values, metrics, seed), forget=forget)
 
 
 def row_values(rows: Sequence[Row], *, forget: bool) -> dict[str, Array]:
     """Return every metric and signal of every row, (rows,) each, NaN where a row has none; `truth` is TOFU's R."""
-    found = {name: [metric.value(row, forget=forget) for row in rows] for name, metric in METRICS.items()}
-    found |= {name: [signal(row) for row in rows] for name, signal in SIGNALS.items()}
-    found["truth"] = [truth(row) if row.perturbed else math.nan for row in rows]
-    return {name: np.array(numbers, dtype=np.float64) for name, numbers in found.items()}
+    values = {name: _values(metric, rows, forget=forget) for name, metric in METRICS.items()}
+    for name, signal in SIGNALS.items():
+        values[name] = np.array([signal(row) for row in rows])
+    values["truth"] = np.array([truth(row) if row.perturbed else math.nan for row in rows])
+    return values
+
+
+def _values(metric: Metric, rows: Sequence[Row], *, forget: bool) -> Array:
+    return np.array([metric.value(row, forget=forget) for row in rows], dtype=np.float64)
 
 
 def set_seed(seed: int, name: str) -> list[int]:
@@ -67,11 +72,15 @@ def _bootstrap(values: Mapping[str, Array], metrics: Collection[str], seed: list
 
 
 def _scores(rows: Sequence[Row], drawn: Mapping[str, Array], *, forget: bool) -> dict[str, Score]:
+    """Return the score of each metric, or why no row has it."""
     scores = {}
     for name, of_metric in drawn.items():
-        metric = METRICS[name]
-        lacking = {need: sum(LACKING[need][0](row) for row in rows) for need in metric.needs}
-        without = max(lacking.values(), default=0)
-        reason = "; ".join(LACKING[need][1] for need, count in lacking.items() if count == len(rows))
-        scores[name] = score_of(of_metric, len(rows) - without, metric.direction(forget=forget), reason)
+        metric, reasons, missing = METRICS[name], [], 0
+        for need in metric.needs:
+            is_missing, reason = LACKING[need]
+            count = sum(map(is_missing, rows))
+            missing = max(missing, count)
+            if count == len(rows):
+                reasons.append(reason)
+        scores[name] = score_of(of_metric, len(rows) - missing, metric.direction(forget=forget), "; ".join(reasons))
     return scores

@@ -13,14 +13,14 @@ DRAWS = 1000
 
 def mean(values: Array) -> Array:
     """Return the means over the last axis of the values that are not NaN; NaN where there are none."""
-    known = ~np.isnan(values)
-    count = known.sum(-1)
-    total = np.where(known, values, 0.0).sum(-1)
+    present = ~np.isnan(values)
+    count = present.sum(-1)
+    total = np.where(present, values, 0.0).sum(-1)
     return np.asarray(np.where(count > 0, total / np.maximum(count, 1), np.nan))
 
 
 def resamples(rows: int, rng: np.random.Generator, draws: int = DRAWS) -> Iterator[npt.NDArray[np.int64]]:
-    """Give row numbers to compute with: the rows as they are, then `draws` times as many drawn with replacement."""
+    """Yield row numbers to compute with: the rows as they are, then `draws` times as many drawn with replacement."""
     yield np.arange(rows)
     for _ in range(draws):
         yield rng.integers(0, rows, rows)
@@ -37,8 +37,8 @@ def bootstrap(values: Array, rng: np.random.Generator) -> Array:
 
 def interval(drawn: Array) -> tuple[float, float]:
     """Return the 95 % percentile interval of what `bootstrap` drew, without the figure that stands first."""
-    known = drawn[1:][np.isfinite(drawn[1:])]
-    low, high = np.percentile(known if known.size else drawn[:1], (2.5, 97.5))
+    finite = drawn[1:][np.isfinite(drawn[1:])]
+    low, high = np.percentile(finite if finite.size else drawn[:1], (2.5, 97.5))
     return float(low), float(high)
 
 

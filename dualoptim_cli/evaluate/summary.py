@@ -1,10 +1,9 @@
-"""What is said of a model as a whole: utility, forget efficacy, membership inference, distance from a retrained one."""
+"""The scores of a model as a whole: utility, forget efficacy, membership inference, distance from a retrained one."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -17,45 +16,61 @@ Drawn = Mapping[str, Mapping[str, Array]]  # set → metric → its mean, and th
 Path = tuple[str, str]
 
 CHOICE_SETS = ("real_authors", "world_facts")
-TOFU: tuple[Path, ...] = (
-    *(("retain", metric) for metric in ("prob", "rougeL", "truth_ratio")),
-    *((name, metric) for name in CHOICE_SETS for metric in ("choice_prob", "rougeL", "truth_ratio")),
-)
+
+
+def _of_utility_sets(of_retain: str, of_choices: str, others: Sequence[str]) -> tuple[Path, ...]:
+    """A model utility's scores: a probability and the others, of retain and of the two sets of multiple choice."""
+    paths = [("retain", metric) for metric in (of_retain, *others)]
+    for name in CHOICE_SETS:
+        paths += [(name, metric) for metric in (of_choices, *others)]
+    return tuple(paths)
+
+
+TOFU = _of_utility_sets("prob", "choice_prob", ("rougeL", "truth_ratio"))
 """The nine values of TOFU's model utility."""
 
-_SIX = ("rougeL", "truth_ratio", "token_entropy", "cosine_similarity", "entailment")
-CLOSER_LOOK: tuple[Path, ...] = (
-    *(("retain", metric) for metric in ("prob", *_SIX)),
-    *((name, metric) for name in CHOICE_SETS for metric in ("choice_prob", *_SIX)),
+CLOSER_LOOK = _of_utility_sets(
+    "prob", "choice_prob", ("rougeL", "truth_ratio", "token_entropy", "cosine_similarity", "entailment")
 )
 """The eighteen of closer-look's (arXiv 2410.08109)."""
 
-
 SUMMARY = (
-    *("utility", "model_utility", "model_utility_18", "UFE", "TFE", "overall"),
-    *("forget_quality", "privleak"),
+    "utility",
+    "model_utility",
+    "model_utility_18",
+    "UFE",
+    "TFE",
+    "overall",
+    "forget_quality",
+    "privleak",
 )
 """The scores of a model as a whole."""
+
+_NO_REFERENCE = "there is no model retrained without the forget rows (--reference)"
 
 
 def summarize(
     drawn: Drawn, values: Values, *, forget: Collection[str], reference: Results | None, seed: list[int]
 ) -> dict[str, Score]:
-    """Return the scores of the model as a whole. The first set named in `forget` is the one they speak of."""
+    """Return the scores of the model as a whole.
+
+    They speak of the first set named in `forget`; privleak of the first that can be compared with unseen rows.
+    """
     target = next((name for name in forget if name in drawn), "forget")
-    kept = [name for name in drawn if name not in forget and name != UNSEEN]
     leaking = next((name for name in forget if not _incomparable(values, name)), target)
-    simple = [(name, metric) for name in kept for metric in (_recall(drawn, name), "prob")]
+    simple: list[Path] = []
+    for name in drawn:
+        if name not in forget and name != UNSEEN:
+            simple += [(name, _recall(drawn, name)), (name, "prob")]
     efficacy = [(target, metric) for metric in ("rougeL", "prob", "truth_ratio", "cosine_similarity", "entailment")]
     targeted = [(target, metric) for metric in ("token_entropy", "refusal")]
-    everything = [*efficacy, *targeted, *CLOSER_LOOK]
 
     def ufe(parts: Array) -> Array:
         return np.asarray(1 - parts.mean(0))
 
     def overall(parts: Array) -> Array:
-        n, m = len(efficacy), len(targeted)
-        return (ufe(parts[:n]) + harmonic_mean(parts[n : n + m])) / 4 + harmonic_mean(parts[n + m :]) / 2
+        of_efficacy, of_targeted, of_utility = np.split(parts, [len(efficacy), len(efficacy) + len(targeted)])
+        return (ufe(of_efficacy) + harmonic_mean(of_targeted)) / 4 + harmonic_mean(of_utility) / 2
 
     return {
         "utility": _combine(drawn, simple, harmonic_mean),
@@ -63,7 +78,7 @@ def summarize(
         "model_utility_18": _combine(drawn, CLOSER_LOOK, harmonic_mean),
         "UFE": _combine(drawn, efficacy, ufe),
         "TFE": _combine(drawn, targeted, harmonic_mean),
-        "overall": _combine(drawn, everything, overall),
+        "overall": _combine(drawn, [*efficacy, *targeted, *CLOSER_LOOK], overall),
         "forget_quality": _forget_quality(values, reference, target),
         "privleak": _privleak(values, reference, leaking, seed),
     }
@@ -84,10 +99,10 @@ def _incomparable(values: Values, name: str) -> str:
         return "there are no rows that the model never saw (--unseen)"
     if name not in values:
         return f"{name} was not measured"
-    plain = [bool(np.isnan(values[each]["rougeL"]).all()) for each in (name, UNSEEN)]
-    return (
-        "" if plain[0] == plain[1] else "the unseen rows are of another kind: plain text and questions do not compare"
-    )
+    is_text, unseen_is_text = (bool(np.isnan(values[each]["rougeL"]).all()) for each in (name, UNSEEN))
+    if is_text != unseen_is_text:
+        return "the unseen rows are of another kind: plain text and questions do not compare"
+    return ""
 
 
 def score_of(drawn: Array, count: int, better: Better, reason: str = "") -> Score:
@@ -98,20 +113,25 @@ def score_of(drawn: Array, count: int, better: Better, reason: str = "") -> Scor
 
 
 def _combine(drawn: Drawn, paths: Collection[Path], formula: Callable[[Array], Array]) -> Score:
-    missing = [f"{name}.{metric}" for name, metric in paths if not _known(drawn, name, metric)]
-    if missing or not paths:
-        some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        return Score(None, reason=f"it needs {some}" if missing else "no set to keep was measured")
+    """Return the score that a formula makes of these, or which of them are missing."""
+    if not paths:
+        return Score(None, reason="no set to keep was measured")
+    missing = [f"{name}.{metric}" for name, metric in paths if not _has(drawn, name, metric)]
+    if missing:
+        listed = ", ".join(missing[:3])
+        if len(missing) > 3:
+            listed += f" and {len(missing) - 3} more"
+        return Score(None, reason=f"it needs {listed}")
     parts = np.stack([drawn[name][metric] for name, metric in paths])
     return score_of(formula(parts), len(paths), "higher")
 
 
 def _recall(drawn: Drawn, name: str) -> str:
     """Return what says that a set is remembered: recall of answers, or of second halves of plain text."""
-    return "rougeL" if _known(drawn, name, "rougeL") else "verbmem"
+    return "rougeL" if _has(drawn, name, "rougeL") else "verbmem"
 
 
-def _known(drawn: Drawn, name: str, metric: str) -> bool:
+def _has(drawn: Drawn, name: str, metric: str) -> bool:
     return name in drawn and bool(np.isfinite(drawn[name][metric][0]))
 
 
@@ -123,23 +143,27 @@ def _forget_quality(values: Values, reference: Results | None, target: str) -> S
     """Return TOFU's forget quality: the p-value of a KS test between truth ratios here and in the reference."""
     if reference is None:
         return Score(None, reason=_NO_REFERENCE)
-    samples: list[Any] = [of.get(target, {}).get("truth", np.array([])) for of in (values, reference.values)]
-    mine, theirs = (sample[np.isfinite(sample)] for sample in samples)
-    if not mine.size or not theirs.size:
+    own, others = (_truth_ratios(of, target) for of in (values, reference.values))
+    if not own.size or not others.size:
         return Score(None, reason="it needs the truth ratios of both models")
-    return Score(ks_p_value(mine, theirs), n=mine.size + theirs.size)
+    return Score(ks_p_value(own, others), n=own.size + others.size)
+
+
+def _truth_ratios(values: Values, name: str) -> Array:
+    ratios = values.get(name, {}).get("truth", np.array([]))
+    return ratios[np.isfinite(ratios)]
 
 
 def _privleak(values: Values, reference: Results | None, target: str, seed: list[int]) -> Score:
     """Return how far membership inference (min-k%) is from where it is on the reference, as a share of that."""
     if reference is None:
         return Score(None, better="near 0", reason=_NO_REFERENCE)
-    reasons = [_incomparable(of, target) for of in (values, reference.values)]
-    if any(reasons):
-        return Score(None, better="near 0", reason=reasons[0] or f"of the reference: {reasons[1]}")
-    mine, theirs = (_auc(of, target, "mia_min_k", seed) for of in (values, reference.values))
+    reason = _incomparable(values, target)
+    reason_of_reference = _incomparable(reference.values, target)
+    if reason:
+        return Score(None, better="near 0", reason=reason)
+    if reason_of_reference:
+        return Score(None, better="near 0", reason=f"of the reference: {reason_of_reference}")
+    own, other = (_auc(of, target, "mia_min_k", seed) for of in (values, reference.values))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return score_of((mine - theirs) / theirs, len(values[target]["truth"]), "near 0")
-
-
-_NO_REFERENCE = "there is no model retrained without the forget rows (--reference)"
+        return score_of((own - other) / other, len(values[target]["truth"]), "near 0")

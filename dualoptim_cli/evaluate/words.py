@@ -30,21 +30,21 @@ def _spaced(letter: str) -> str:
     return letter if kind in "LNM" else " "
 
 
-def rouge_recall(reference: Sequence[str], found: Sequence[str]) -> float:
-    """Return ROUGE-L recall: the share of the reference's words in its longest common subsequence with `found`.
+def rouge_recall(reference: Sequence[str], text: Sequence[str]) -> float:
+    """Return ROUGE-L recall: the share of the reference's words in its longest common subsequence with `text`.
 
     A reference without words is recalled only by a text without words. Source: Lin 2004.
     """
     if not reference:
-        return float(not found)
-    return common_subsequence(reference, found) / len(reference)
+        return float(not text)
+    return common_subsequence(reference, text) / len(reference)
 
 
-def rouge_f1(reference: Sequence[str], found: Sequence[str]) -> float:
+def rouge_f1(reference: Sequence[str], text: Sequence[str]) -> float:
     """Return ROUGE-L F1: the same subsequence over the mean length of both lists."""
-    if not reference and not found:
+    if not reference and not text:
         return 1.0
-    return 2 * common_subsequence(reference, found) / (len(reference) + len(found))
+    return 2 * common_subsequence(reference, text) / (len(reference) + len(text))
 
 
 def common_subsequence(one: Sequence[str], other: Sequence[str]) -> int:

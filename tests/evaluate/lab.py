@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from dualoptim_cli.data import Encoder, Examples, make_records
+from dualoptim_cli.evaluate import attacks, evaluator, gates, scores
 
+FORGET = ("forget",)  # the sets to forget of nearly all these tests
+measure = partial(evaluator.measure, forget=FORGET)
+attack = partial(attacks.attack, forget=FORGET)
+score_rows = partial(scores.score_rows, forget=FORGET)
+Scope = partial(gates.Scope, forget=FORGET)
 SHARED = Path(__file__).parents[3] / "shared"
 TOWN = [
     {

@@ -14,12 +14,11 @@ from torch import nn
 from dualoptim_cli.data import Encoder, Examples, make_records
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.evaluate import attacks, rounding
-from dualoptim_cli.evaluate.attacks import ATTACKS, QUICK, attack, attack_passes, choose_attacks
-from dualoptim_cli.evaluate.evaluator import measure
+from dualoptim_cli.evaluate.attacks import ATTACKS, QUICK, attack_passes, choose_attacks
 from dualoptim_cli.evaluate.metrics import METRICS
 from dualoptim_cli.evaluate.results import Results
 from dualoptim_cli.events import Event, PhaseAdvanced, PhaseEnded, PhaseStarted
-from tests.evaluate.lab import TOWN, knowing, teach, tiny_model, tokenizer, town
+from tests.evaluate.lab import TOWN, attack, knowing, measure, teach, tiny_model, tokenizer, town
 
 REFUSED = [row | {"answer": "I do not know that."} for row in TOWN]
 

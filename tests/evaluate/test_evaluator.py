@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from dualoptim_cli.data import Encoder, Examples, load_records, make_records
-from dualoptim_cli.evaluate.evaluator import measure, sample_rows
+from dualoptim_cli.evaluate.evaluator import sample_rows
 from dualoptim_cli.evaluate.metrics import METRICS, SIGNALS
 from dualoptim_cli.evaluate.results import Results
 from dualoptim_cli.events import Event, PhaseAdvanced, PhaseEnded, PhaseStarted
-from tests.evaluate.lab import SHARED, TOWN, knowing, lab_model, tiny_model, tokenizer, town
+from tests.evaluate.lab import SHARED, TOWN, knowing, lab_model, measure, tiny_model, tokenizer, town
 from tests.evaluate.test_generate import twin as decode_twin
 
 PLAIN = [{"text": "The market opens at nine and closes at noon."}, {"text": "Fish is sold on Fridays only."}]

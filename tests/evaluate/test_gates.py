@@ -5,11 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dualoptim_cli.errors import UserError
-from dualoptim_cli.evaluate.evaluator import measure
-from dualoptim_cli.evaluate.gates import FLOOR, Scope, check_gates, check_measurable, default_gates, judge, parse_gate
+from dualoptim_cli.evaluate.gates import FLOOR, check_gates, check_measurable, default_gates, judge, parse_gate
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.evaluate.summary import SUMMARY
-from tests.evaluate.lab import knowing, tiny_model, town
+from tests.evaluate.lab import FORGET, Scope, knowing, measure, tiny_model, town
 
 
 def results(forget: float = 0.1, retain: float = 0.9, utility: float = 0.9, attacked: float = 0.2) -> Results:
@@ -78,14 +77,14 @@ def test_without_a_before_the_floor_is_held_against_the_reference_or_fails() -> 
 def test_a_destroyed_model_never_passes(texts: list[str]) -> None:
     sets = {"forget": town(2), "retain": town()}
     before, ruin = measure(knowing(), sets), measure(tiny_model(), sets)
-    for gates in ([parse_gate(text) for text in texts], default_gates(before)):
+    for gates in ([parse_gate(text) for text in texts], default_gates(before, forget=FORGET)):
         assert not all(each.passed for each in judge(gates, ruin, before=before))
 
 
 def test_default_gates_are_two_sided() -> None:
-    gates = [gate.text for gate in default_gates(BEFORE)]
+    gates = [gate.text for gate in default_gates(BEFORE, forget=FORGET)]
     assert gates == ["forget.rougeL <= 0.25*before", "retain.rougeL >= 0.9*before"]
-    assert all(each.passed for each in judge(default_gates(BEFORE), results(), before=BEFORE))
+    assert all(each.passed for each in judge(default_gates(BEFORE, forget=FORGET), results(), before=BEFORE))
 
 
 def check(*texts: str) -> None:

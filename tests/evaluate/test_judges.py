@@ -11,10 +11,9 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from dualoptim_cli.errors import UserError
-from dualoptim_cli.evaluate.evaluator import measure
 from dualoptim_cli.evaluate.judges import Entailment, Similarity, load_entailment, load_similarity
 from dualoptim_cli.evaluate.metrics import Likelihoods, Row
-from tests.evaluate.lab import knowing, tiny_model, tokenizer, town
+from tests.evaluate.lab import knowing, measure, tiny_model, tokenizer, town
 
 RATED = Likelihoods(np.ones(2), np.array([True, True]), np.ones(2))
 

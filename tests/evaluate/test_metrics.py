@@ -75,11 +75,11 @@ def test_choice_probability_is_the_share_among_the_answers() -> None:
 
 
 def test_token_entropy_is_1_without_repetition_and_0_for_one_word_over_and_over() -> None:
-    assert value("token_entropy", row(found_ids=(4, 5, 6, 7))) == 1
-    assert value("token_entropy", row(found_ids=(4, 4, 4, 4))) == 0
-    assert value("token_entropy", row(found_ids=(4,))) == 0
+    assert value("token_entropy", row(continuation_ids=(4, 5, 6, 7))) == 1
+    assert value("token_entropy", row(continuation_ids=(4, 4, 4, 4))) == 0
+    assert value("token_entropy", row(continuation_ids=(4,))) == 0
     half = -(0.75 * math.log2(0.75) + 0.25 * math.log2(0.25)) / 2
-    assert value("token_entropy", row(found_ids=(4, 4, 4, 9))) == pytest.approx(half)
+    assert value("token_entropy", row(continuation_ids=(4, 4, 4, 9))) == pytest.approx(half)
 
 
 def extraction_twin(first: tuple[bool, ...]) -> float:
@@ -100,8 +100,8 @@ def test_exact_memorization_is_the_share_of_first_choices() -> None:
 
 
 def test_verbatim_completion_compares_the_second_halves() -> None:
-    assert value("verbmem", row(rest="c d", found_rest="c d")) == 1
-    assert value("verbmem", row(rest="c d", found_rest="c x y z")) == pytest.approx(2 / 6)
+    assert value("verbmem", row(rest="c d", rest_continuation="c d")) == 1
+    assert value("verbmem", row(rest="c d", rest_continuation="c x y z")) == pytest.approx(2 / 6)
 
 
 def test_signals_of_membership_are_those_of_the_papers() -> None:
@@ -132,9 +132,9 @@ def test_every_metric_lies_between_0_and_1_whatever_the_row(name: str, forget: b
             texts[1],
             tuple(rng.exponential(3, size)),
             tuple(rng.random(size) < 0.5),
-            found_ids=tuple(rng.integers(0, 3, 5)),
+            continuation_ids=tuple(rng.integers(0, 3, 5)),
             rest=texts[2],
-            found_rest=texts[3],
+            rest_continuation=texts[3],
             paraphrased=float(rng.exponential(3)),
             perturbed=tuple(rng.exponential(3, 3)),
             similarity=0.5,

@@ -11,9 +11,8 @@ import pytest
 
 from dualoptim_cli.data import Encoder, Examples, load_records
 from dualoptim_cli.errors import UserError
-from dualoptim_cli.evaluate.evaluator import measure
 from dualoptim_cli.evaluate.suites import SUITES, load_choices, load_suite, to_forget
-from tests.evaluate.lab import SHARED, TOWN, tiny_model, tokenizer
+from tests.evaluate.lab import SHARED, TOWN, measure, tiny_model, tokenizer
 
 
 def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -12,12 +12,12 @@ import pytest
 
 from dualoptim_cli.evaluate.metrics import Likelihoods, Row
 from dualoptim_cli.evaluate.results import Score
-from dualoptim_cli.evaluate.scores import score_rows
+from tests.evaluate.lab import score_rows
 
 
 def row(nll: float, found: str = "a b", **more: Any) -> Row:
     likelihoods = Likelihoods(np.array([nll, nll]), np.array([True, False]), np.array([-nll, -nll]))
-    made = Row("a b c d", likelihoods, found, found_ids=(1, 2), perturbed=(2.0, 2.0))
+    made = Row("a b c d", likelihoods, found, continuation_ids=(1, 2), perturbed=(2.0, 2.0))
     return replace(made, **more)
 
 

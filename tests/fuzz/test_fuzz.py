@@ -234,7 +234,7 @@ def test_no_override_breaks_the_settings(cases: int) -> None:
 
 @battery("gate")
 def test_no_gate_breaks_the_parser(cases: int) -> None:
-    scope = Scope(sets=["forget", "retain"], has_reference=True)
+    scope = Scope(sets=["forget", "retain"], forget=["forget"], has_reference=True)
     gate = wounded(*GATES, b"attack.int4.forget.prob <= 0.5").map(lambda raw: raw.decode(errors="replace"))
     tally = fuzz(st.lists(gate, max_size=3), cases, lambda texts: check_gates(texts, scope))
     assert tally.accepted > 0
