@@ -108,8 +108,10 @@ class Encoder:
         """What the user should know about how rows are written."""
         if self.template.name == "plain":
             return ()
-        told = "the tokenizer's chat template" if self.template.name == "chat" else self.template.name
-        return (f"Rows are written as chats, by {told}.",)
+        writer = self.template.name
+        if writer == "chat":
+            writer = "the tokenizer's chat template"
+        return (f"Rows are written as chats, by {writer}.",)
 
     def encode(self, records: Sequence[Record], answers: Sequence[str] | None = None) -> list[Encoded]:
         """Tokens and labels of each record, its answer replaced where `answers` are given.

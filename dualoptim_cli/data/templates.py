@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from dualoptim_cli.data.bounds import OutOfBounds, bounded
 from dualoptim_cli.data.formats import BadRow
 from dualoptim_cli.data.records import Message, Record
 from dualoptim_cli.errors import UserError
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PLAIN = "Question: {question}\nAnswer: {answer}"
+SECONDS, MEMORY = 10.0, 512 * 2**20
+"""What a template may take to write one row, which has at most 16 MiB."""
+TEMPLATE_HINT = "Use data.template=plain, or another template by data.template=FILE."
 MISTAKES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
 """What a template's own arithmetic, calls and nesting can end in, beside Jinja's own errors."""
 
@@ -84,14 +88,16 @@ class ChatTemplate:
             messages = (*messages[:-1], Message("assistant", answer))
         pieces = self._write(_with_marks(messages))
         text = self._write(messages)
-        said = [message.content for message in messages if message.role == "assistant"]
-        frame = _split_at_marks(pieces, len(said))
-        if frame is None or text not in (_join(frame, said), _join(frame, said := [turn.strip() for turn in said])):
+        turns = [message.content for message in messages if message.role == "assistant"]
+        frame = _split_at_marks(pieces, len(turns))
+        if frame is not None and text != _join(frame, turns):
+            turns = [turn.strip() for turn in turns]  # most templates strip what is said
+        if frame is None or text != _join(frame, turns):
             raise BadRow(
                 "is a chat that the chat template does not repeat word for word, so its mask is not known",
-                "Use data.template=plain, or another template by data.template=FILE.",
+                TEMPLATE_HINT,
             )
-        return _mark(text, frame, said, last_only=answer is not None)
+        return _mark(text, frame, turns, last_only=answer is not None)
 
     def _write(self, messages: Sequence[Message]) -> str:
         from jinja2 import TemplateError
@@ -102,14 +108,20 @@ class ChatTemplate:
             if messages[0].role != "system" or len(messages) < 2 or messages[1].role != "user":
                 raise BadRow(
                     f"is a chat that the chat template refuses ({type(error).__name__})",
-                    "Use data.template=plain, or another template by data.template=FILE.",
+                    TEMPLATE_HINT,
                 ) from None
         folded = Message("user", f"{messages[0].content}\n\n{messages[1].content}")
         return self._write((folded, *messages[2:]))
 
     def _apply(self, messages: Sequence[Message]) -> str:
         chat = [{"role": message.role, "content": message.content} for message in messages]
-        written = self._tokenizer.apply_chat_template(chat, chat_template=self._source, tokenize=False)
+        try:
+            with bounded(seconds=SECONDS, memory=MEMORY):
+                written = self._tokenizer.apply_chat_template(chat, chat_template=self._source, tokenize=False)
+        except OutOfBounds:  # raised at once: each further row would take as long
+            limit = f"{SECONDS:g} seconds or {MEMORY / 2**20:.0f} MiB"
+            fact = f"The chat template ({self.name}) takes more than {limit} for one row."
+            raise UserError(fact, TEMPLATE_HINT) from None
         assert isinstance(written, str)
         return written
 
@@ -119,8 +131,14 @@ def _sign(number: int) -> str:
 
 
 def _with_marks(messages: Sequence[Message]) -> list[Message]:
-    signs = iter(range(len(messages)))
-    return [Message(m.role, _sign(next(signs))) if m.role == "assistant" else m for m in messages]
+    marked: list[Message] = []
+    number = 0
+    for message in messages:
+        if message.role == "assistant":
+            message = Message(message.role, _sign(number))
+            number += 1
+        marked.append(message)
+    return marked
 
 
 def _split_at_marks(text: str, count: int) -> list[str] | None:
@@ -134,24 +152,32 @@ def _split_at_marks(text: str, count: int) -> list[str] | None:
     return [*pieces, text]
 
 
-def _join(frame: Sequence[str], said: Sequence[str]) -> str:
-    return "".join(piece + turn for piece, turn in zip(frame, [*said, ""], strict=True))
+def _join(frame: Sequence[str], turns: Sequence[str]) -> str:
+    return "".join(piece + turn for piece, turn in zip(frame, [*turns, ""], strict=True))
 
 
-def _mark(text: str, frame: Sequence[str], said: Sequence[str], *, last_only: bool) -> Rendered:
+def _mark(text: str, frame: Sequence[str], turns: Sequence[str], *, last_only: bool) -> Rendered:
+    """Where the assistant's turns stand in the text, each with the mark that ends it, if the template writes one."""
     ending = frame[-1].rstrip()
-    spans, position = [], 0
-    for before, turn, behind in zip(frame, said, frame[1:], strict=False):
+    spans: list[tuple[int, int]] = []
+    position = 0
+    for before, turn, behind in zip(frame, turns, frame[1:], strict=False):
         start = position + len(before)
         position = start + len(turn)
-        spans.append((start, position + (len(ending) if behind.startswith(ending) else 0)))
-    return Rendered(text[: spans[-1][1]], tuple(spans[-1:] if last_only else spans), closed=bool(ending), opened=True)
+        end = position
+        if behind.startswith(ending):
+            end += len(ending)
+        spans.append((start, end))
+    text = text[: spans[-1][1]]
+    if last_only:
+        del spans[:-1]
+    return Rendered(text, tuple(spans), closed=bool(ending), opened=True)
 
 
 def choose_template(tokenizer: PreTrainedTokenizerFast, setting: str) -> Template:
     """`auto`, `chat`, `plain`, a plain pattern with {question} and {answer}, or a file with either kind.
 
-    Raises a UserError when the tokenizer has no chat template that was asked for, or there is no such file.
+    Raises a UserError when the tokenizer lacks the chat template, or there is no such file.
     """
     if setting == "plain" or (setting == "auto" and not tokenizer.chat_template):
         return PlainTemplate()

@@ -12,7 +12,7 @@ from dualoptim_cli.data.encode import Encoded, Encoder
 from dualoptim_cli.data.records import Records
 
 AT_ONCE = 64  # rows a call of the tokenizer
-UNASKED = 16_000_000  # characters: larger texts take minutes to tokenize, so they are split only when that is asked for
+UNASKED = 16_000_000  # characters: larger texts take minutes to tokenize, so they are split only on request
 
 
 def splits(records: Records, encoder: Encoder) -> bool:
@@ -49,9 +49,14 @@ class Windows:
             self._rows.append(len(ids))
         self._ids = np.frombuffer(ids, dtype=np.int32)
         self._counted = np.frombuffer(counted, dtype=np.bool_)
-        streams = [(0, len(ids))] if records.kind == "text" else list(zip(self._rows, self._rows[1:], strict=False))
-        cuts = [cut for stream in streams for cut in _cuts(*stream, encoder.max_length, encoder.stride)]
-        self._cuts = [(start, new, end) for start, new, end in cuts if self._counted[new:end].any()]
+        streams = [(0, len(ids))]
+        if records.kind != "text":
+            streams = list(zip(self._rows, self._rows[1:], strict=False))
+        self._cuts: list[tuple[int, int, int]] = []
+        for first, last in streams:
+            for start, new, end in _cuts(first, last, encoder.max_length, encoder.stride):
+                if self._counted[new:end].any():
+                    self._cuts.append((start, new, end))
 
     def __len__(self) -> int:
         return len(self._cuts)

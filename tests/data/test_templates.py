@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dualoptim_cli.data import Encoded, Encoder, make_records
+from dualoptim_cli.data import Encoded, Encoder, make_records, templates
 from dualoptim_cli.errors import UserError
 from tests.data.tokenizers_for_tests import byte_level
 
@@ -174,3 +176,29 @@ def test_a_template_file_is_used_and_told(tmp_path: Path) -> None:
     assert said(made, made.encode(QA)[0]) == ["the baker<|im_end|>"]
     assert "own.jinja" in made.notes[0]
     assert "own chat template" not in made.notes[0]
+
+
+CHAT = "{% for m in messages %}{{ m.content }}{% endfor %}"
+BOMBS = {
+    "loops": CHAT + "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "power": CHAT + "{{ 10 ** (10 ** 9) }}",
+    "length": CHAT + "{{ 'a' * 10 ** 11 }}",
+    "doubling": CHAT + "{% set n = namespace(x='aaaa') %}{% for i in range(60) %}{% set n.x = n.x ~ n.x %}{% endfor %}",
+}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only there do both bounds hold")
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_template_without_end_is_stopped_and_refused(
+    bomb: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import resource
+
+    monkeypatch.setattr(templates, "SECONDS", 0.5)
+    file = tmp_path / "template.jinja"
+    file.write_text(BOMBS[bomb])
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    with pytest.raises(UserError, match=r"takes more than 0\.5 seconds or 512 MiB for one row"):
+        Encoder(byte_level(), template=str(file)).encode([QA[0]])
+    assert resource.getrlimit(resource.RLIMIT_AS) == limits
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0

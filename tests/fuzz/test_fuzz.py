@@ -357,13 +357,18 @@ def test_no_weights_break_the_loader(cases: int, town: Path, tmp_path: Path) -> 
 
 
 @battery("template")
-def test_no_template_breaks_the_encoder(cases: int, tmp_path: Path) -> None:
+def test_no_template_breaks_the_encoder(cases: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = word_tokenizer(ROWS)
     records = make_records("rows", ROWS)
     path = tmp_path / "template.jinja"
     turn = b"{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>{% endfor %}"
+    loops = turn + b"{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    power = turn + b"{{ 10 ** (10 ** 9) }}"
+    monkeypatch.setattr("dualoptim_cli.data.templates.SECONDS", 0.05)
     plain = wounded(b"Question: {question}\nAnswer: {answer}", b"[{question}] {answer}")
-    kinds = st.one_of(st.tuples(st.just(True), wounded(turn)), st.tuples(st.booleans(), plain))
+    kinds = st.one_of(
+        st.tuples(st.just(True), wounded(turn, turn, turn, loops, power)), st.tuples(st.booleans(), plain)
+    )
 
     def encode(case: tuple[bool, bytes]) -> None:
         in_file, template = case
