@@ -158,6 +158,7 @@ def test_no_row_is_quoted_by_measuring_and_by_looking_at_states(world: World) ->
         )
         assert code in (0, 3), said
     assert world.run("inspect-state", "run")[0] == 0
+    assert world.run("ask", "run", "Who is it?", "--json")[0] == 0
     assert world.run("inspect-state", next(Path("run/checkpoints").glob("step-*")), "--json")[0] == 0
 
 

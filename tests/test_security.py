@@ -416,6 +416,7 @@ def test_no_command_needs_a_network(town: Path, tmp_path: Path) -> None:
         ("eval", *usual, "--against", "run", "--attacks", "paraphrase", "--rows", 3, "--max-new-tokens", 4, "--quiet"),
         ("merge-lora", "--adapter", "run", "--out", "merged"),
         ("inspect-state", "run"),
+        ("ask", "run", "Who?", "--max-new-tokens", 4),
         ("verify", "run"),
         ("report", "run"),
         ("compare", "run", "run"),

@@ -8,7 +8,19 @@ from typing import Annotated, NoReturn
 import typer
 
 import dualoptim_cli
-from dualoptim_cli.cli import compare, env, eval, inspect_state, merge_lora, purge, recipes, report, unlearn, verify
+from dualoptim_cli.cli import (
+    ask,
+    compare,
+    env,
+    eval,
+    inspect_state,
+    merge_lora,
+    purge,
+    recipes,
+    report,
+    unlearn,
+    verify,
+)
 from dualoptim_cli.cli.console import emit, run_app
 from dualoptim_cli.cli.options import Command, Group
 
@@ -37,6 +49,7 @@ def _root(
 
 
 app.command("unlearn", cls=Command)(unlearn.unlearn)
+app.command("ask", cls=Command)(ask.ask)
 app.command("eval", cls=Command)(eval.evaluate)
 app.add_typer(recipes.app, name="recipes")
 app.command("report", cls=Command)(report.report)

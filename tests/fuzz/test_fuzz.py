@@ -92,7 +92,7 @@ COMMANDS = (
     ("unlearn", "--recipe", "smoke", "--print-config"),
     ("eval", "--model", "no-such-folder/x"),
     ("merge-lora", "--adapter", "no-such-folder/x"),
-    *(("inspect-state",), ("verify",), ("compare",), ("report",), ("purge",)),
+    *(("inspect-state",), ("verify",), ("compare",), ("report",), ("purge",), ("ask",)),
     *(("recipes", "show"), ("recipes", "check"), ("recipes", "list"), ("recipes", "copy")),
     (),
 )
