@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from dualoptim_cli.data.encode import Encoded, Encoder
+from dualoptim_cli.data.general import load_general
 from dualoptim_cli.data.records import Message, Record, Records, check_named, check_overlap, load_records, make_records
 from dualoptim_cli.data.refusals import REFUSALS, draw_refusal, load_refusals
 from dualoptim_cli.data.schedule import METHOD, Due, Schedule, Turn
@@ -29,6 +30,7 @@ __all__ = [
     "check_overlap",
     "collate",
     "draw_refusal",
+    "load_general",
     "load_records",
     "load_refusals",
     "make_records",
