@@ -45,6 +45,7 @@ class ModelConfig(Section):
     mixed_precision: Literal["no", "bf16", "fp16"] = "no"
     device: str = "auto"
     gradient_checkpointing: bool = False
+    freeze_embeddings: bool = False  # neither the token embeddings nor the output head are trained
     load_in: Literal["4bit", "8bit"] | None = None  # quantized base weights: they need `lora`
     frozen_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the copy that kl, undial and rmu compare with
     frozen_device: str = "auto"

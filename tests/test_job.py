@@ -299,3 +299,13 @@ def test_refusals_of_plain_text_are_refused_before_the_model_loads(town: Path, t
     with pytest.raises(UserError, match="idk"):
         unlearn(config(town, objectives=parts, model={"name": str(town / "model")}), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_frozen_embeddings_end_as_they_began_and_all_else_is_trained(town: Path, tmp_path: Path) -> None:
+    model = {"name": str(town / "model"), "device": "cpu", "freeze_embeddings": True}
+    outcome = unlearn(config(town, model=model, schedule={"steps": 6}), tmp_path / "run")
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(path).state_dict() for path in (town / "model", outcome.weights)
+    )
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    assert same == {"model.embed_tokens.weight", "lm_head.weight"}

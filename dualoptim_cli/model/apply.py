@@ -53,6 +53,16 @@ def _refuse_odd(adapters: Sequence[Adapter], *, alone: bool) -> None:
         raise UserError(f"{odd[0].folder} does more than add to weights, so nothing can stand beside it.", hint)
 
 
+def freeze_embeddings(model: Any) -> None:
+    """Train neither the token embeddings nor the output head, which are one matrix where they are tied.
+
+    Every answer passes through them, so what forgetting does to them shows in rows that have nothing to do with it.
+    """
+    for part in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if part is not None:
+            part.weight.requires_grad_(False)
+
+
 def is_adapted(model: Any) -> bool:
     """Whether adapters stand beside a model's weights."""
     return hasattr(model, "peft_config") and hasattr(model, "get_base_model")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualoptim_cli.errors import ExitCode, UserError, out_of_memory, raise_all
+from dualoptim_cli.model import apply
 from dualoptim_cli.model.apply import add_to_weights, put_beside
 from dualoptim_cli.model.locate import (
     CODE,
@@ -53,6 +54,7 @@ def load(
     load_in: str | None = None,
     keep_adapters: bool = False,
     gradient_checkpointing: bool = False,
+    freeze_embeddings: bool = False,
     trust_remote_code: bool = False,
 ) -> Loaded:
     """Load model and tokenizer from a located folder, fetching a hub model's weights first.
@@ -79,6 +81,8 @@ def load(
         model = put_beside(model, located.adapters)
     elif located.adapters:
         add_to_weights(model, located.adapters)
+    if freeze_embeddings:
+        apply.freeze_embeddings(model)
     if gradient_checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
     if not getattr(model, "is_quantized", False):

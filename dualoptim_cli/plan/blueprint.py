@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.model.adapter import read_adapter
+from dualoptim_cli.model.apply import freeze_embeddings
 from dualoptim_cli.model.load import Loaded
 from dualoptim_cli.model.locate import locate_adapter
 from dualoptim_cli.model.lora import attach
@@ -112,6 +113,8 @@ def _build(config: RunConfig, folder: Path, dtype: torch.dtype) -> nn.Module:
 
 def _treated(config: RunConfig, model: nn.Module, rank: int) -> nn.Module:
     """The model as it is trained: with adapters, with only some layers, with activations computed twice."""
+    if config.model.freeze_embeddings:
+        freeze_embeddings(model)
     if config.model.gradient_checkpointing:
         enable: Any = model.activation_checkpointing_enable
         enable({"use_reentrant": False})

@@ -26,6 +26,7 @@ BASE: dict[str, Any] = {
         "mixed_precision": "no",
         "device": "cpu",
         "gradient_checkpointing": False,
+        "freeze_embeddings": False,
         "load_in": None,
         "frozen_dtype": "float32",
         "frozen_device": "cpu",

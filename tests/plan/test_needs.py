@@ -147,3 +147,10 @@ def test_a_config_that_makes_no_model_is_told(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "nothing"}')
     with pytest.raises(UserError, match=r"llama: config\.json makes no model"):
         needs(tmp_path)
+
+
+def test_frozen_embeddings_need_no_gradient_and_no_state(folder: Path) -> None:
+    whole, frozen = needs(folder), needs(folder, model={"freeze_embeddings": True})
+    embeddings = 2 * LITTLE["vocab_size"] * LITTLE["hidden_size"]  # the head is not tied
+    assert frozen.trainable == whole.trainable - embeddings
+    assert frozen.memory.peak < whole.memory.peak
