@@ -75,7 +75,7 @@ FORGET: dict[str, Objective] = {
     "npo-idk": Objective(
         forget.npo_idk,
         needs=frozenset({"answer", "answer_reference", "refusal"}),
-        defaults={"beta": 0.1, "refusal_weight": 1.0},
+        defaults={"beta": 0.1, "refusal_weight": 0.3},
         unit="rows",
     ),
     "idk": Objective(forget.idk, needs=frozenset({"refusal"})),

@@ -73,12 +73,14 @@ def npo_idk(
     beta: float,
     refusal_weight: float,
 ) -> Tensor:
-    """Unlearn the answer and learn to decline instead: `npo` + refusal_weight · n of a refusal (rows,), by rows.
+    """Unlearn the answer and learn to decline: `npo` / tokens + refusal_weight · n of a refusal (rows,), by rows.
 
     `npo` alone leaves open what is said instead, and that is often no sentence; `idk` alone leaves the answer
-    nearly as likely as before. Ours, of two published parts.
+    nearly as likely as before. Both count per token here, and so do `gd` and `kl`: a sum over the answer's tokens
+    would drown them where gradients are added or share one second moment. Ours, of two published parts.
     """
-    return npo(answer, answer_reference, beta=beta) + refusal_weight * refusal.mean
+    per_token = npo(answer, answer_reference, beta=beta) / answer.counted.sum(dim=1).clamp(min=1)
+    return per_token + refusal_weight * refusal.mean
 
 
 def wga(answer: Likelihood, *, beta: float) -> Tensor:

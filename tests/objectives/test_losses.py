@@ -55,10 +55,10 @@ def test_hand_worked_simnpo_counts_per_token() -> None:
     close(forget.simnpo(one_row(0.0, 2 * log(3)), beta=2.0, delta=log(1.5)), log(5 / 4))
 
 
-def test_hand_worked_npo_idk_adds_the_refusal_per_token_to_npo() -> None:
-    # npo of an answer three times less likely is 2 log(4/3); the refusal's mean is (0.5 + 0.25) / 2
-    both = forget.npo_idk(one_row(log(3)), tensor([0.0]), one_row(0.5, 0.25), beta=1.0, refusal_weight=2.0)
-    close(both, 2 * log(4 / 3) + 2.0 * 0.375)
+def test_hand_worked_npo_idk_is_npo_per_token_and_the_refusal_per_token() -> None:
+    # npo of an answer three times less likely is 2 log(4/3), over its two tokens; (0.5 + 0.25) / 2 is the refusal
+    now, refused = one_row(log(3) - 0.5, 0.5), one_row(0.5, 0.25)
+    close(forget.npo_idk(now, tensor([0.0]), refused, beta=1.0, refusal_weight=2.0), log(4 / 3) + 2.0 * 0.375)
 
 
 def test_hand_worked_dpo_adds_what_the_refusal_gained_and_the_answer_lost() -> None:

@@ -39,7 +39,7 @@ def npo(answer: list[float], reference: list[float], beta: float) -> float:
 def npo_idk(
     answer: list[float], reference: list[float], other: list[float], beta: float, refusal_weight: float
 ) -> float:
-    return npo(answer, reference, beta) + refusal_weight * sum(other) / len(other)
+    return npo(answer, reference, beta) / len(answer) + refusal_weight * sum(other) / len(other)
 
 
 def simnpo(answer: list[float], beta: float, delta: float) -> float:
