@@ -10,11 +10,10 @@ import json
 import os
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.events import OnEvent, PhaseAdvanced, PhaseEnded, PhaseStarted
 
@@ -70,32 +69,21 @@ FACTS: dict[str, tuple[str, str, Sequence[str]]] = {
 }
 
 
-def prepare(config: RunConfig, on_event: OnEvent) -> RunConfig:
-    """Replace the names that begin with `demo:` by the folders and files they stand for, made where they are missing.
+def places(names: Iterable[str], seed: int, on_event: OnEvent) -> dict[str, str]:
+    """The folder or file of each name that begins with `demo:`, made where it is missing; other names are left out.
 
     Raises UserError for a `demo:` name that there is not.
     """
-    named = [config.model.name, config.data.holdout, *(part.data for part in config.objectives.values())]
-    asked = {name for name in named if name and name.startswith("demo:")}
-    if not asked:
-        return config
-    known = {PREFIX, *(f"{PREFIX}/{part}" for part in PEOPLE)}
-    for name in sorted(asked - known):
-        raise UserError(f'The demo has no "{name}".', f"Choose from: {', '.join(sorted(known))}.")
-    folder = town(config.seed, on_event)
-    place = {PREFIX: str(folder / "model")} | {f"{PREFIX}/{part}": str(folder / f"{part}.jsonl") for part in PEOPLE}
-    objectives = {
-        name: part.model_copy(update={"data": place.get(part.data, part.data)})
-        for name, part in config.objectives.items()
-    }
-    holdout = config.data.holdout
-    return config.model_copy(
-        update={
-            "model": config.model.model_copy(update={"name": place.get(config.model.name, config.model.name)}),
-            "data": config.data.model_copy(update={"holdout": place.get(holdout, holdout) if holdout else None}),
-            "objectives": objectives,
-        }
-    )
+    wanted = sorted({name for name in names if name.startswith("demo:")})
+    choices = [PREFIX, *(f"{PREFIX}/{part}" for part in PEOPLE)]
+    for name in wanted:
+        if name not in choices:
+            raise UserError(f'The demo has no "{name}".', f"Choose from: {', '.join(sorted(choices))}.")
+    if not wanted:
+        return {}
+    folder = town(seed, on_event)
+    files = {PREFIX: folder / "model", **{f"{PREFIX}/{part}": folder / f"{part}.jsonl" for part in PEOPLE}}
+    return {name: str(files[name]) for name in wanted}
 
 
 def town(seed: int, on_event: OnEvent) -> Path:

@@ -5,9 +5,7 @@ from pathlib import Path
 import pytest
 
 from dualoptim_cli import demo
-from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import UserError
-from dualoptim_cli.recipes import resolve
 
 
 def test_town_is_a_function_of_its_seed() -> None:
@@ -40,19 +38,21 @@ def test_tokens_of_the_town_read_back_as_its_words() -> None:
 
 def test_names_of_the_demo_become_folders_and_other_names_stay(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(demo, "town", lambda seed, _: tmp_path / f"town-{seed}")
-    config = resolve("demo").config.model_copy(update={"seed": 7})
-    prepared = demo.prepare(config, lambda _: None)
-    assert prepared.model.name == str(tmp_path / "town-7" / "model")
-    assert prepared.objectives["forget"].data == str(tmp_path / "town-7" / "forget.jsonl")
-    assert prepared.data.holdout == str(tmp_path / "town-7" / "holdout.jsonl")
-    other = RunConfig.model_validate({"model": {"name": "m"}, "objectives": {"forget": {"data": "f.jsonl"}}})
-    assert demo.prepare(other, lambda _: None) is other
+    found = demo.places(["demo:town", "demo:town/forget", "mine.jsonl"], 7, lambda _: None)
+    assert found == {
+        "demo:town": str(tmp_path / "town-7" / "model"),
+        "demo:town/forget": str(tmp_path / "town-7" / "forget.jsonl"),
+    }
+
+
+def test_without_a_name_of_the_demo_nothing_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "town", lambda *_: pytest.fail("the town was made"))
+    assert demo.places(["forget.jsonl", "org/model"], 0, lambda _: None) == {}
 
 
 def test_unknown_name_of_the_demo_lists_the_known_ones() -> None:
-    config = RunConfig.model_validate({"model": {"name": "demo:city"}, "objectives": {"forget": {"data": "f"}}})
     with pytest.raises(UserError, match='The demo has no "demo:city"') as caught:
-        demo.prepare(config, lambda _: None)
+        demo.places(["demo:city"], 0, lambda _: None)
     assert "demo:town/forget" in caught.value.hint
 
 

@@ -209,7 +209,7 @@ def test_a_read_only_output_is_refused_before_anything_is_loaded(
     place = tmp_path / "locked"
     place.mkdir()
     loads = []
-    monkeypatch.setattr("dualoptim_cli.model.load.load", lambda *_, **__: loads.append(1))
+    monkeypatch.setattr("dualoptim_cli.job.main.load", lambda *_, **__: loads.append(1))
     read_only(monkeypatch, place)
     for out in (place, place / "run"):
         code, said = dualopt.unlearn(out=out)
@@ -301,8 +301,8 @@ def test_memory_that_runs_out_at_any_pass_and_stays_out_is_exit_4(
     ("where", "command"),
     [
         ("transformers.AutoModelForCausalLM.from_pretrained", ("eval",)),
-        ("dualoptim_cli.evaluate.evaluator.measure", ("eval",)),
-        ("dualoptim_cli.evaluate.attacks.attack", ("eval", "--attacks", "sample")),
+        ("dualoptim_cli.job.ruler.measure", ("eval",)),
+        ("dualoptim_cli.job.ruler.attack", ("eval", "--attacks", "sample")),
         ("dualoptim_cli.report.state.load", ("inspect-state", "run")),
         ("dualoptim_cli.record.verify.verify", ("verify", "run")),
         ("dualoptim_cli.model.merge._write", ("merge-lora", "--adapter", "run", "--out", "merged")),

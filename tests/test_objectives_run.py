@@ -16,7 +16,7 @@ from dualoptim_cli.config import RunConfig
 from dualoptim_cli.data import draw_refusal
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.events import StepDone
-from dualoptim_cli.job import Outcome, check_settings, unlearn
+from dualoptim_cli.job import Brief, Outcome, unlearn
 from dualoptim_cli.objectives import FORGET, RETAIN, forgotten, reference
 
 ROWS = 3
@@ -128,7 +128,7 @@ def test_what_does_not_go_together_is_refused_with_the_reason(
     small: Path, parts: dict[str, dict[str, Any]], reason: str
 ) -> None:
     with pytest.raises(UserError) as caught:
-        check_settings(config(small, parts))
+        Brief.of(config(small, parts))
     assert reason in caught.value.message
     assert caught.value.hint
 

@@ -124,14 +124,15 @@ def evaluate(
     given = dict(locals())
     quiet_libraries()
     config = _config(given)
-    from dualoptim_cli.job.evaluate import Asked
-    from dualoptim_cli.job.evaluate import evaluate as run
-
-    asked = Asked(tuple(map(_suite, suite or [])), against, _names(lm_eval), own_gates=not gate)
+    suites = [_suite(text) for text in suite or []]
     if out is not None:
         _check_out(out)
     with _progress(config.model.name, quiet=quiet or json) as on_event:
-        found = run(config, asked, on_event=on_event)
+        from dualoptim_cli.job.evaluate import evaluate as run
+
+        found = run(
+            config, suites=suites, against=against, lm_eval=_names(lm_eval), own_gates=not gate, on_event=on_event
+        )
     if out is not None:
         _write(out, found)
     if json:

@@ -69,13 +69,13 @@ def check(name: Name, json: Json = False) -> None:
 
 def refuse_faults(recipe: str | None, overrides: Iterable[Override] = ()) -> None:
     """Raise every fault of a run's settings that shows without its data and model, as one error."""
-    from dualoptim_cli.job import check_settings
+    from dualoptim_cli.job import Brief
     from dualoptim_cli.recipes import inspect
 
     config, faults = inspect(recipe, overrides)
     if config is not None:
         try:
-            check_settings(config)
+            Brief.of(config)
         except UserError as more:
             faults = [*faults, more]
     raise_all(faults)

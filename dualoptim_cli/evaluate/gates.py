@@ -137,21 +137,16 @@ def parse_gate(text: str) -> Gate:
     return Gate(" ".join(text.split()), path, sign, **weights)
 
 
-def check_gates(texts: Sequence[str], scope: Scope) -> list[Gate]:
-    """Read gates and find every fault of them before anything is measured; raises all faults together."""
-    gates: list[Gate] = []
+def check_scope(gates: Sequence[Gate], scope: Scope) -> None:
+    """Refuse gates about what will not be measured, or that say nothing; raises all faults together."""
     faults: list[UserError] = []
-    for text in texts:
+    for gate in gates:
         try:
-            gate = parse_gate(text)
             _check_path(gate, scope)
             _check_sense(gate, scope)
         except UserError as fault:
             faults.append(fault)
-        else:
-            gates.append(gate)
     raise_all(faults)
-    return gates
 
 
 def check_measurable(gates: Sequence[Gate], before: Results) -> None:

@@ -1,5 +1,7 @@
-"""The jobs as functions, for the CLI and for library users. Nothing heavy is imported before one runs."""
+"""The jobs as functions, for the CLI and for library users."""
 
-from dualoptim_cli.job.main import Outcome, check_settings, unlearn
+from dualoptim_cli.job.brief import Brief
+from dualoptim_cli.job.main import unlearn
+from dualoptim_cli.job.outcome import Outcome
 
-__all__ = ["Outcome", "check_settings", "unlearn"]
+__all__ = ["Brief", "Outcome", "unlearn"]

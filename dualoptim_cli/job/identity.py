@@ -5,17 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dualoptim_cli.config import RunConfig
-from dualoptim_cli.plan import Plan
-from dualoptim_cli.recipes import leaves
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dualoptim_cli.data import Examples
-    from dualoptim_cli.record.folder import RunFolder
+from dualoptim_cli.data import Examples
+from dualoptim_cli.job.planning import Planned
+from dualoptim_cli.recipes import leaves, to_yaml
+from dualoptim_cli.record.folder import RunFolder
 
 HARMLESS = ("checkpoint.", "eval.", "schedule.on_", "obtain", "request_id", "allow_no_retain", "threads")
 """Settings that may change: how often is saved, what is measured, what is done about faults, who asked.
@@ -32,39 +28,31 @@ ROWS_AT_ONCE = 256
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
     """The settings that must be the same for a run to go on."""
-    asked = {".".join(keys): value for keys, value in leaves(config.model_dump(mode="json"))}
+    settings = {".".join(keys): value for keys, value in leaves(config.model_dump(mode="json"))}
     return {
         key: value
-        for key, value in asked.items()
+        for key, value in settings.items()
         if not key.startswith(HARMLESS) and key not in ROUNDING and not key.endswith(NAMES)
     }
 
 
-def check_same_settings(written: Path, config: RunConfig) -> None:
-    """Refuse to go on with other settings than those in a run's config.yaml, naming each (exit 5)."""
-    from dualoptim_cli.recipes import resolve
-    from dualoptim_cli.train.checkpoint import check_identity
-
-    check_identity(settings_of(resolve(str(written)).config), settings_of(config))
-
-
-def go_on(folder: RunFolder, config: RunConfig) -> None:
-    """Write down the settings that hold from now on; a measurement that was asked for otherwise is let go of."""
-    from dualoptim_cli.recipes import resolve, to_yaml
-
-    held = resolve(str(folder.config)).config.eval
-    if any(getattr(held, name) != getattr(config.eval, name) for name in MEASURED_BY):
+def go_on(folder: RunFolder, earlier: RunConfig, config: RunConfig) -> None:
+    """Write down the settings that hold from now on; a measurement that was made with others is dropped."""
+    if any(getattr(earlier.eval, name) != getattr(config.eval, name) for name in MEASURED_BY):
         folder.write_metrics({})
     folder.keep_config(to_yaml(config))
 
 
-def identity_of(
-    config: RunConfig, plan: Plan, dtype: str, examples: Mapping[str, Examples], digests: Mapping[str, str]
-) -> dict[str, Any]:
-    """What a checkpoint is marked with: settings, the numbers behind every "auto", and what was learned from."""
-    chosen = {"schedule.steps": plan.steps, "optimizer.lr": plan.lr, "model.dtype": dtype}
-    rows = {f"rows of {name}": len(examples[name]) for name in config.objectives}
-    return settings_of(config) | chosen | rows | dict(digests)
+def identity_of(planned: Planned, dtype: str) -> dict[str, Any]:
+    """What a checkpoint is marked with: settings, the numbers behind every "auto", and what is learned from."""
+    config, plan = planned.brief.config, planned.plan
+    identity = settings_of(config)
+    identity |= {"schedule.steps": plan.steps, "optimizer.lr": plan.lr, "model.dtype": dtype}
+    identity |= {f"rows of {name}": len(planned.examples[name]) for name in config.objectives}
+    for name, sizes in planned.sizes.items():
+        identity[f"data of {name}"] = tokens_digest(planned.examples[name], sizes)
+    identity["refusals"] = texts_digest(planned.opened.refusals)
+    return identity
 
 
 def tokens_digest(examples: Examples, rows: Iterable[int]) -> str:
@@ -75,8 +63,8 @@ def tokens_digest(examples: Examples, rows: Iterable[int]) -> str:
     """
     digest, numbers = hashlib.sha256(), list(rows)
     for start in range(0, len(numbers), ROWS_AT_ONCE):
-        part = numbers[start : start + ROWS_AT_ONCE]
-        for row, encoded in zip(part, examples.encode(part), strict=True):
+        some = numbers[start : start + ROWS_AT_ONCE]
+        for row, encoded in zip(some, examples.encode(some), strict=True):
             digest.update(json.dumps([row, list(encoded.ids), list(encoded.labels)]).encode())
     return digest.hexdigest()[:32]
 

@@ -1,39 +1,65 @@
-"""A run planned by what it will read: rows as tokens, then steps, memory and disk. No weight is loaded."""
+"""A run planned by what it will read: rows as tokens, then steps, memory, disk and attacks. No weight is loaded."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dualoptim_cli.config import RunConfig
+from dualoptim_cli.data import Examples, Schedule, draw_refusal
+from dualoptim_cli.data.faults import Faults
 from dualoptim_cli.errors import UserError, raise_all
+from dualoptim_cli.evaluate.attacks import QUICK, attack_passes
 from dualoptim_cli.events import Note, OnEvent
-from dualoptim_cli.job.inputs import encode
-from dualoptim_cli.job.phases import collected, phase
+from dualoptim_cli.job.brief import Brief
+from dualoptim_cli.job.opening import Opened
+from dualoptim_cli.job.phases import collect, phase
+from dualoptim_cli.objectives import COUNTING
+from dualoptim_cli.objectives.forward import ANSWERS
 from dualoptim_cli.plan import Plan, plan_run
+from dualoptim_cli.plan.needs import Needs
+from dualoptim_cli.plan.turns import make_schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-    from dualoptim_cli.data import Examples, Records, Schedule
     from dualoptim_cli.model.load import Located
 
 AT_ONCE = 1024  # rows a call of the tokenizer
+AFFORDABLE = 0.2  # of a run's passes: what attacks may take that the user did not choose
 Sizes = Mapping[int, tuple[tuple[int, int], ...]]
 """Row → (tokens, tokens that count) of each answer that its objective reads."""
 
 
-def plan_inputs(
-    config: RunConfig, records: Mapping[str, Records], located: Located, *, out: Path | None, on_event: OnEvent
-) -> tuple[dict[str, Examples], Plan, Schedule, dict[str, Sizes]]:
-    """Tokenize what a run will draw and plan it by that: examples, plan, schedule, and the size of each row drawn.
+@dataclass(frozen=True)
+class Planned:
+    """A run before its model is loaded: its numbers, what is learned at which step, and the attacks that follow.
+
+    `sizes` holds the size of each row that a step will draw, by objective.
+    """
+
+    opened: Opened
+    plan: Plan
+    needs: Needs
+    examples: Mapping[str, Examples]
+    schedule: Schedule
+    sizes: Mapping[str, Sizes]
+    attacks: Sequence[str]
+
+    @property
+    def brief(self) -> Brief:
+        """What the run is to do."""
+        return self.opened.brief
+
+
+def plan(opened: Opened, *, out: Path | None, on_event: OnEvent) -> Planned:
+    """Tokenize what a run will draw and plan the run by that; `out` is where it will write.
 
     Needs the model's tokenizer and config.json alone, so it comes before the model is loaded.
     """
-    from dualoptim_cli.plan.turns import make_schedule
-
-    examples = encode(config, records, _tokenizer_of(config, located), on_event)
+    config, located = opened.brief.config, opened.model
+    examples = opened.encode(_tokenizer_of(located, config.model.trust_remote_code), on_event)
     counts = {name: len(examples[name]) for name in config.objectives}
     first = plan_run(config, counts, located.width)
     schedule = make_schedule(config, examples, batch_size=first.batch_size)
@@ -41,54 +67,88 @@ def plan_inputs(
     faults: list[UserError] = []
     with phase("Tokenizing the rows", on_event):
         for name in schedule.turns:
-            with collected(faults):
-                sizes[name] = _sizes(config, name, examples[name], sorted(schedule.rows_used(name, first.steps)))
+            rows = sorted(schedule.rows_used(name, first.steps))
+            with collect(faults):
+                sizes[name] = _sizes(opened, name, examples[name], rows)
     raise_all(faults)
-    for note in (note for each in examples.values() for note in each.notes):
-        on_event(Note(note, "warning"))
-    every = [size for each in sizes.values() for row in each.values() for size in row]
-    longest = max(length for length, _ in every), max(counted for _, counted in every)
+    for each in examples.values():
+        for note in each.notes:
+            on_event(Note(note, "warning"))
+    longest = most_counted = 0
+    for of_objective in sizes.values():
+        for answers in of_objective.values():
+            longest = max(longest, *(length for length, _ in answers))
+            most_counted = max(most_counted, *(counted for _, counted in answers))
     with phase("Planning memory and disk", on_event):
-        plan = plan_run(config, counts, located.width, folder=located.folder, longest=longest, out=out)
-    return examples, plan, schedule, sizes
+        whole = plan_run(config, counts, located.width, folder=located.folder, longest=(longest, most_counted), out=out)
+    attacks, why_none = plan_attacks(
+        opened.brief, whole, sum(len(opened.records[name]) for name in opened.brief.forget)
+    )
+    if why_none:
+        on_event(Note(why_none))
+    assert whole.needs is not None, "a plan with the model's folder says what the run needs"
+    return Planned(opened, whole, whole.needs, examples, schedule, sizes, attacks)
 
 
-def _tokenizer_of(config: RunConfig, located: Located) -> PreTrainedTokenizerFast:
+def plan_attacks(brief: Brief, plan: Plan, forget_rows: int) -> tuple[list[str], str]:
+    """Which attacks follow a run, and a sentence when the quick ones were left out.
+
+    Where the user chose none, the quick ones run if the passes they take are under a fifth of the training's, forward
+    and backward counted as three. An attack that a gate names always runs.
+    """
+    if not forget_rows:
+        return [], ""
+    named = [gate.attack for gate in brief.gates if gate.attack]
+    if brief.attacks is not None:
+        return list(dict.fromkeys([*brief.attacks, *named])), ""
+    config = brief.config
+    rows = forget_rows if config.eval.rows == "all" else min(forget_rows, config.eval.rows)
+    turns = len(config.objectives) if config.schedule.mode == "joint" else 1
+    share = attack_passes(QUICK, rows) / (3 * plan.steps * plan.batch_size * turns)
+    if share < AFFORDABLE:
+        return list(dict.fromkeys([*QUICK, *named])), ""
+    return list(dict.fromkeys(named)), (
+        f"No attacks unasked: {', '.join(QUICK)} would take {share:.0%} of the passes of training, "
+        f"and the limit is {AFFORDABLE:.0%}. Pass --attacks quick to run them."
+    )
+
+
+def _tokenizer_of(located: Located, trust_remote_code: bool) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer
 
-    trust = config.model.trust_remote_code
     try:
-        found: Any = AutoTokenizer.from_pretrained(located.folder, local_files_only=True, trust_remote_code=trust)
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            located.folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(f"The tokenizer of {located.name} cannot be loaded: {first}") from error
-    tokenizer: PreTrainedTokenizerFast = found
-    return tokenizer
+    checked: PreTrainedTokenizerFast = tokenizer
+    return checked
 
 
-def _sizes(config: RunConfig, name: str, examples: Examples, rows: Sequence[int]) -> Sizes:
+def _sizes(opened: Opened, name: str, examples: Examples, rows: Sequence[int]) -> Sizes:
     """How long each row is, with each answer that the objective reads to it.
 
     The answers that a model is yet to write itself (altpo's) are taken to be as long as the true ones.
     """
-    from dualoptim_cli.data import draw_refusal, load_refusals
-    from dualoptim_cli.data.faults import Faults
-    from dualoptim_cli.objectives import find_objective
-    from dualoptim_cli.objectives.forward import ANSWERS
-
-    needs = find_objective(name, config.objectives[name].loss).needs
-    kinds = [kind for kind in ANSWERS if kind in needs] or ["answer"]
-    refusals, faults = load_refusals(config.data.refusals), Faults(examples.records.name)
-    found: dict[int, tuple[tuple[int, int], ...]] = {}
+    objective = opened.brief.sets[name].objective
+    assert objective is not None, "only what has an objective takes turns"
+    kinds = [kind for kind in ANSWERS if kind in objective.needs] or ["answer"]
+    options = {**COUNTING, **opened.brief.config.objectives[name].options}
+    all_tokens, skip_first = bool(options["all_tokens"]), int(options["skip_first"])
+    faults = Faults(examples.records.name)
+    sizes: dict[int, tuple[tuple[int, int], ...]] = {}
     for start in range(0, len(rows), AT_ONCE):
         some = rows[start : start + AT_ONCE]
-        declined = [draw_refusal(refusals, seed=config.seed, row=row) for row in some]
+        refusals = [draw_refusal(opened.refusals, seed=opened.brief.config.seed, row=row) for row in some]
         try:
-            read = [examples.encode(some, declined if kind == "refusal" else None) for kind in kinds]
+            encoded = [examples.encode(some, refusals if kind == "refusal" else None) for kind in kinds]
         except UserError as fault:
             faults.add(fault)
             continue
-        for row, *answers in zip(some, *read, strict=True):
-            found[row] = tuple((len(each.ids), each.answer_tokens) for each in answers)
+        for row, *answers in zip(some, *encoded, strict=True):
+            counting = [answer.counting(all_tokens=all_tokens, skip_first=skip_first) for answer in answers]
+            sizes[row] = tuple((len(answer.ids), answer.answer_tokens) for answer in counting)
     faults.raise_all()
-    return found
+    return sizes

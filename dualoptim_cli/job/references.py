@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.events import Note, OnEvent
-from dualoptim_cli.job.phases import counted, phase
+from dualoptim_cli.job.phases import phase
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,7 +46,7 @@ def prepare(
     for name, task in asking.items():
         task.load(saved.get(name, {}))
         with phase(f"Reference of {name}", on_event, len(rows[name])) as advance:
-            _prepare(task, model, rows[name], counted(advance), on_event)
+            _prepare(task, model, rows[name], lambda done, _: advance(done), on_event)
     if saved.keys() != asking.keys():
         write(folder / NAME, key, {name: task.dump() for name, task in asking.items()})
 

@@ -6,21 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from dualoptim_cli import demo
 from dualoptim_cli.config import RunConfig
+from dualoptim_cli.data import Examples
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.events import Event, Note, OnEvent
-from dualoptim_cli.job.inputs import open_inputs
-from dualoptim_cli.job.main import check_settings
-from dualoptim_cli.job.planning import Sizes, plan_inputs
-from dualoptim_cli.plan import Plan
-
-if TYPE_CHECKING:
-    from dualoptim_cli.data import Examples, Schedule
+from dualoptim_cli.job.brief import Brief
+from dualoptim_cli.job.opening import open_inputs
+from dualoptim_cli.job.planning import Planned, plan
+from dualoptim_cli.model.weights import has_weights
+from dualoptim_cli.plan import Plan, needs
+from dualoptim_cli.plan.needs import refuse_impossible
 
 SHOWN = 3  # rows of each set
 
@@ -97,53 +96,54 @@ def rehearse(
     """Find out what a run of this config would do and need, down to its last row, without loading a model.
 
     `out` is where the run would write. Raises UserError for every fault of settings, data and model that a run would
-    find before it trains; a lack of memory or disk is told and not raised. The demo's model is made if it is not.
+    find before it trains; a lack of memory or disk is in the result. The demo's model is made if it is not there.
     """
-    from dualoptim_cli.model.weights import has_weights
-    from dualoptim_cli.plan.needs import refuse_impossible, warnings
+    notes: list[str] = []
+    warnings: list[str] = []
 
-    check_settings(config)
-    told: list[Note] = []
-
-    def hear(event: Event) -> None:
+    def listen(event: Event) -> None:
         if isinstance(event, Note):
-            told.append(event)
+            (notes if event.level == "info" else warnings).append(event.text)
         else:
             on_event(event)
 
-    config = demo.prepare(config, hear)
-    records, located = open_inputs(config, hear, weights=False)
-    if Path(located.base).is_dir() and not has_weights(located.folder):
-        hear(Note(f"{located.name} holds no weights (*.safetensors): a run would be refused.", "warning"))
-    examples, plan, schedule, sizes = plan_inputs(config, records, located, out=out, on_event=hear)
-    assert plan.needs is not None
+    opened = open_inputs(Brief.of(config), listen, weights=False)
+    model = opened.model
+    if Path(model.base).is_dir() and not has_weights(model.folder):
+        warnings.append(f"{model.name} holds no weights (*.safetensors): a run would be refused.")
+    planned = plan(opened, out=out, on_event=listen)
     refusal = None
     try:
-        refuse_impossible(plan.needs)
+        refuse_impossible(planned.needs)
     except UserError as fault:
         refusal = fault
     return Rehearsal(
-        model=located.name,
-        plan=plan,
-        objectives={name: _share(config, name, schedule, plan, sizes[name]) for name in schedule.turns},
-        samples={name: _samples(each, show_samples) for name, each in examples.items()},
-        notes=tuple(note.text for note in told if note.level == "info"),
-        warnings=(*(note.text for note in told if note.level != "info"), *warnings(plan.needs)),
+        model=model.name,
+        plan=planned.plan,
+        objectives={name: _share(planned, name) for name in planned.schedule.turns},
+        samples={name: _samples(each, show_samples) for name, each in planned.examples.items()},
+        notes=tuple(notes),
+        warnings=(*warnings, *needs.warnings(planned.needs)),
         refusal=refusal,
     )
 
 
-def _share(config: RunConfig, name: str, schedule: Schedule, plan: Plan, sizes: Sizes) -> Share:
+def _share(planned: Planned, name: str) -> Share:
+    schedule, plan, sizes = planned.schedule, planned.plan, planned.sizes[name]
     tokens = counted = places = 0
-    for turn in (turn for step in range(plan.steps) for turn in schedule.at(step).turns if turn.objective == name):
-        for start in range(0, len(turn.rows), plan.micro_batch):
-            for answers in zip(*(sizes[row] for row in turn.rows[start : start + plan.micro_batch]), strict=True):
-                lengths = [length for length, _ in answers]
-                tokens += sum(lengths)
-                counted += sum(count for _, count in answers)
-                places += max(lengths) * len(lengths)
+    for step in range(plan.steps):
+        for turn in schedule.at(step).turns:
+            if turn.objective != name:
+                continue
+            for start in range(0, len(turn.rows), plan.micro_batch):
+                of_rows = [sizes[row] for row in turn.rows[start : start + plan.micro_batch]]
+                for answers in zip(*of_rows, strict=True):  # one batch for each kind of answer
+                    lengths = [length for length, _ in answers]
+                    tokens += sum(lengths)
+                    counted += sum(count for _, count in answers)
+                    places += max(lengths) * len(lengths)
     return Share(
-        loss=config.objectives[name].loss,
+        loss=planned.brief.config.objectives[name].loss,
         rows=schedule.sizes[name],
         turns=schedule.turns_before(name, plan.steps),
         rows_a_turn=schedule.rows_a_turn(name),

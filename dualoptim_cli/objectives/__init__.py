@@ -176,20 +176,22 @@ def find_objective(name: str, loss: str) -> Objective:
     raise UserError(f'{setting}: "{loss}" is not known.', did_you_mean(loss, list(choices)))
 
 
-def check_objectives(objectives: Mapping[str, ObjectiveConfig]) -> None:
-    """Refuse unknown losses, unknown or impossible options and meaningless pairs, all of them together.
+def check_objectives(objectives: Mapping[str, ObjectiveConfig]) -> dict[str, Objective]:
+    """The objective of each part; unknown losses, impossible options and meaningless pairs are refused together.
 
     Looks at nothing but names and numbers, and loads nothing, so it can run first.
     """
+    chosen: dict[str, Objective] = {}
     faults: list[UserError] = []
-    for name, asked in objectives.items():
+    for name, part in objectives.items():
         try:
-            objective = find_objective(name, asked.loss)
+            chosen[name] = find_objective(name, part.loss)
         except UserError as fault:
             faults.append(fault)
-            continue
-        faults += _option_faults(name, asked.loss, objective, asked.options)
+        else:
+            faults += _option_faults(name, part.loss, chosen[name], part.options)
     raise_all(faults + _pair_faults(objectives))
+    return chosen
 
 
 def check_rows(name: str, loss: str, kind: str) -> None:

@@ -207,7 +207,7 @@ def test_other_columns_and_templates_are_taken(dualopt: Any, town: Path) -> None
 def test_faults_are_told_before_a_model_is_loaded(
     dualopt: Any, town: Path, more: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dualoptim_cli.model.load.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("dualoptim_cli.job.ruler.load", lambda *_, **__: pytest.fail("a model was loaded"))
     places = {"FORGET": str(town / "forget.jsonl"), "MODEL": str(town / "model")}
     done = dualopt("eval", "--model", town / "model", *(places.get(part, part) for part in more))
     assert done.code == 2
@@ -230,7 +230,7 @@ def test_tasks_of_the_harness_stand_beside_the_sets_and_can_have_gates(
 
     monkeypatch.setattr("dualoptim_cli.evaluate.harness.find_spec", lambda _: True)
     monkeypatch.setattr(
-        "dualoptim_cli.evaluate.harness.run_harness", lambda *_, **__: {"arc_easy": {"acc": Score(0.5, 0.4, 0.6, 20)}}
+        "dualoptim_cli.job.evaluate.run_harness", lambda *_, **__: {"arc_easy": {"acc": Score(0.5, 0.4, 0.6, 20)}}
     )
     gates = ("--gate", "arc_easy.acc >= before - 0.01", "--against", town / "model")
     done = dualopt(*asked(town, town / "model", "--rows", 3, "--lm-eval", "arc_easy", *gates, "--json"))

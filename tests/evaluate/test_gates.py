@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from dualoptim_cli.errors import UserError
-from dualoptim_cli.evaluate.gates import FLOOR, check_gates, check_measurable, default_gates, judge, parse_gate
+from dualoptim_cli.evaluate import gates as evaluate_gates
+from dualoptim_cli.evaluate.gates import (
+    FLOOR,
+    Gate,
+    check_measurable,
+    check_scope,
+    default_gates,
+    judge,
+    parse_gate,
+)
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.evaluate.summary import SUMMARY
 from tests.evaluate.lab import FORGET, Scope, knowing, measure, tiny_model, town
@@ -85,6 +96,12 @@ def test_default_gates_are_two_sided() -> None:
     gates = [gate.text for gate in default_gates(BEFORE, forget=FORGET)]
     assert gates == ["forget.rougeL <= 0.25*before", "retain.rougeL >= 0.9*before"]
     assert all(each.passed for each in judge(default_gates(BEFORE, forget=FORGET), results(), before=BEFORE))
+
+
+def check_gates(texts: Sequence[str], scope: evaluate_gates.Scope) -> list[Gate]:
+    gates = [parse_gate(text) for text in texts]
+    check_scope(gates, scope)
+    return gates
 
 
 def check(*texts: str) -> None:

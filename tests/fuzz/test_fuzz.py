@@ -37,7 +37,7 @@ from dualoptim_cli.config import RunConfig
 from dualoptim_cli.data import Encoder, load_records, make_records
 from dualoptim_cli.demo import word_tokenizer
 from dualoptim_cli.errors import ExitCode, UserError
-from dualoptim_cli.evaluate.gates import Scope, check_gates
+from dualoptim_cli.evaluate.gates import Scope, check_scope, parse_gate
 from dualoptim_cli.job import unlearn
 from dualoptim_cli.job.evaluate import read_results
 from dualoptim_cli.model.load import load as read_model
@@ -236,7 +236,9 @@ def test_no_override_breaks_the_settings(cases: int) -> None:
 def test_no_gate_breaks_the_parser(cases: int) -> None:
     scope = Scope(sets=["forget", "retain"], forget=["forget"], has_reference=True)
     gate = wounded(*GATES, b"attack.int4.forget.prob <= 0.5").map(lambda raw: raw.decode(errors="replace"))
-    tally = fuzz(st.lists(gate, max_size=3), cases, lambda texts: check_gates(texts, scope))
+    tally = fuzz(
+        st.lists(gate, max_size=3), cases, lambda texts: check_scope([parse_gate(text) for text in texts], scope)
+    )
     assert tally.accepted > 0
     assert tally.refused > cases // 4
 

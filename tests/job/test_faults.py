@@ -102,8 +102,9 @@ def test_a_full_disk_is_foreseen_before_the_first_step(
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10**6))
     told: list[Any] = []
-    with pytest.raises(UserError, match=r"has 1\.00 MB free, and .* MB are needed: 2 checkpoints of") as caught:
-        train(config_of(town, {"checkpoint": {"every": 1}}), tmp_path / "run", told=told)
+    config = config_of(town, {"checkpoint": {"every": 1}})
+    with pytest.raises(UserError, match=r"needs .* MB of disk \(2 checkpoints of .*, and 1\.00 MB are free") as caught:
+        unlearn(config, tmp_path / "run", on_event=told.append)
     assert caught.value.code == ExitCode.RESOURCES
     assert not [event for event in told if isinstance(event, StepDone)]
 
@@ -129,16 +130,13 @@ def test_a_disk_that_fills_up_ends_the_run_with_the_checkpoint_before_intact(
 
 
 def test_a_folder_that_is_removed_ends_the_run_and_is_not_made_anew(town: Path, tmp_path: Path) -> None:
-    training = prepared(config_of(town, {}), tmp_path / "run")
-
     def remove() -> bool:
         if (tmp_path / "run").exists():
             shutil.rmtree(tmp_path / "run")
         return False
 
-    training.should_stop = remove
     with pytest.raises(UserError, match=r"is gone\. It was removed") as caught:
-        training.run(resume=False)
+        train(config_of(town, {}), tmp_path / "run", should_stop=remove)
     assert caught.value.code == ExitCode.RESOURCES
     assert not (tmp_path / "run").exists()
 
@@ -170,8 +168,8 @@ def test_a_collapse_after_a_sound_checkpoint_can_be_rolled_back_by_going_on(town
     with pytest.raises(UserError, match="has collapsed") as caught:
         train(destructive(town).model_copy(update=more), tmp_path / "run")
     assert caught.value.hint.endswith("--resume --on-collapse rollback")
-    training = prepared(destructive(town, on_collapse="rollback").model_copy(update=more), tmp_path / "run")
-    trained = training.run(resume=True)
+    config = destructive(town, on_collapse="rollback").model_copy(update=more)
+    trained = prepared(config, tmp_path / "run", resume=True).run()
     assert trained.stopped is not None
     assert f"went back to its checkpoint of step {trained.steps}" in trained.stopped.message
 
@@ -189,7 +187,7 @@ def test_a_run_killed_after_it_rolled_back_rolls_back_again(
     with pytest.raises(UserError, match="has collapsed"):
         unlearn(config, tmp_path / "straight")
     with monkeypatch.context() as patch:
-        patch.setattr("dualoptim_cli.model.save.save_model", killed)
+        patch.setattr("dualoptim_cli.job.main.save_model", killed)
         with pytest.raises(Killed):
             unlearn(config, tmp_path / "run")
     with pytest.raises(UserError, match="has collapsed"):
@@ -215,7 +213,7 @@ def test_rolling_back_ends_with_the_newest_sound_checkpoint_and_its_measurement(
     left = load_file(tmp_path / "run" / "model" / "model.safetensors")
     twin = prepared(destructive(town), tmp_path / "twin", stop=back)
     with pytest.raises(UserError, match="Interrupted"):
-        twin.run(resume=False)
+        twin.run()
     weights = dict(twin.loaded.model.named_parameters())
     assert all(torch.equal(tensor, weights[name]) for name, tensor in left.items() if name in weights)
 
@@ -286,7 +284,7 @@ def test_memory_that_runs_out_while_measuring_is_told_in_words(
     def fail(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr("dualoptim_cli.evaluate.evaluator.measure", fail)
+    monkeypatch.setattr("dualoptim_cli.job.ruler.measure", fail)
     with pytest.raises(UserError, match="measured or saved, memory ran out") as caught:
         unlearn(config_of(town, {}), tmp_path / "run")
     assert caught.value.code == ExitCode.RESOURCES

@@ -11,10 +11,10 @@ import pytest
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.evaluate.attacks import QUICK, attack_passes
-from dualoptim_cli.evaluate.gates import parse_gate
 from dualoptim_cli.events import Event, Note, PhaseStarted
 from dualoptim_cli.job import unlearn
-from dualoptim_cli.job.measuring import check_evaluation, plan_attacks
+from dualoptim_cli.job.brief import Brief
+from dualoptim_cli.job.planning import plan_attacks
 from dualoptim_cli.plan import Plan
 
 
@@ -36,8 +36,8 @@ def plan(steps: int, batch_size: int = 16) -> Plan:
 def test_unasked_the_quick_attacks_run_under_a_fifth_of_the_passes_and_else_it_is_said(town: Path) -> None:
     rows = 4
     enough = attack_passes(QUICK, rows) // (3 * 0.2 * 16) + 1
-    assert plan_attacks(config(town), [], plan(int(enough)), rows) == (list(QUICK), "")
-    names, why = plan_attacks(config(town), [], plan(int(enough) - 1), rows)
+    assert plan_attacks(Brief.of(config(town)), plan(int(enough)), rows) == (list(QUICK), "")
+    names, why = plan_attacks(Brief.of(config(town)), plan(int(enough) - 1), rows)
     assert names == []
     assert "20%" in why
     assert "--attacks quick" in why
@@ -45,20 +45,23 @@ def test_unasked_the_quick_attacks_run_under_a_fifth_of_the_passes_and_else_it_i
 
 def test_rows_beyond_those_measured_cost_nothing(town: Path) -> None:
     steps = int(attack_passes(QUICK, 4) // (3 * 0.2 * 16) + 1)
-    assert plan_attacks(config(town), [], plan(steps), 10_000)[0] == list(QUICK)
-    assert plan_attacks(config(town, rows="all"), [], plan(steps), 10_000)[0] == []
+    assert plan_attacks(Brief.of(config(town)), plan(steps), 10_000)[0] == list(QUICK)
+    assert plan_attacks(Brief.of(config(town, rows="all")), plan(steps), 10_000)[0] == []
 
 
 def test_an_attack_that_a_gate_names_always_runs(town: Path) -> None:
-    gate = parse_gate("attack.nf4.forget.prob <= 0.5")
-    assert plan_attacks(config(town), [gate], plan(1), 4)[0] == ["nf4"]
-    assert plan_attacks(config(town, attacks="none"), [gate], plan(1), 4)[0] == ["nf4"]
-    assert plan_attacks(config(town, attacks="nf4,int8"), [gate], plan(1), 4)[0] == ["nf4", "int8"]
+    def attacks(**evaluation: Any) -> list[str]:
+        brief = Brief.of(config(town, gates=["attack.nf4.forget.prob <= 0.5"], **evaluation))
+        return plan_attacks(brief, plan(1), 4)[0]
+
+    assert attacks() == ["nf4"]
+    assert attacks(attacks="none") == ["nf4"]
+    assert attacks(attacks="nf4,int8") == ["nf4", "int8"]
 
 
 def test_faults_of_gates_and_attacks_are_told_together(town: Path) -> None:
     with pytest.raises(UserError, match="2 faults"):
-        check_evaluation(config(town, attacks="int5", gates=["forget.rouge <= 0.5"]))
+        Brief.of(config(town, attacks="int5", gates=["forget.rouge <= 0.5"]))
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +145,6 @@ def test_a_resumed_run_with_other_eval_settings_measures_before_anew(town: Path,
 
 
 def test_a_rollback_without_checkpoints_is_refused() -> None:
-    from dualoptim_cli.job import check_settings
     from dualoptim_cli.recipes import Override, resolve
 
     asked = [
@@ -150,4 +152,4 @@ def test_a_rollback_without_checkpoints_is_refused() -> None:
         Override(("checkpoint", "every"), 0, "x"),
     ]
     with pytest.raises(UserError, match="rollback needs a checkpoint"):
-        check_settings(resolve("smoke", asked).config)
+        Brief.of(resolve("smoke", asked).config)

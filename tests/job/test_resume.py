@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import torch
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.events import Note
-from dualoptim_cli.job.inputs import open_inputs
-from dualoptim_cli.job.planning import plan_inputs
+from dualoptim_cli.job.brief import Brief
+from dualoptim_cli.job.opening import open_inputs
+from dualoptim_cli.job.planning import plan
 from dualoptim_cli.job.training import Training
 from dualoptim_cli.model.load import load
 from dualoptim_cli.model.lora import attach
@@ -81,7 +83,7 @@ class Result:
     """What training in a folder left: the trained weights, the optimizer's state, the events, and what was told."""
 
     def __init__(self, training: Training) -> None:
-        state, self.numbers = checkpoint.flatten(training._optimizer.state_dict())
+        state, self.numbers = checkpoint.flatten(training.optimizer.state_dict())
         weights = {name: p.detach() for name, p in training.loaded.model.named_parameters()}
         self.tensors = {name: tensor.clone() for name, tensor in {**weights, **state}.items()}
         lines = [json.loads(line) for line in training.folder.events.read_text().splitlines()]
@@ -93,27 +95,43 @@ class Result:
         return names + ["events"] * (self.events != other.events) + ["numbers"] * (self.numbers != other.numbers)
 
 
-def prepared(config: RunConfig, out: Path, *, stop: int | None = None, told: list[Any] | None = None) -> Training:
+def prepared(
+    config: RunConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    should_stop: Callable[[], bool] | None = None,
+    stop: int | None = None,
+    told: list[Any] | None = None,
+) -> Training:
     """All that a job does before it trains, but for measuring."""
-    ignore = (lambda _: None) if told is None else told.append
-    records, located = open_inputs(config, ignore)
+    on_event: Callable[[Any], None] = (lambda _: None) if told is None else told.append
+    opened = open_inputs(Brief.of(config), on_event)
     how = config.model.model_dump(include={"dtype", "load_in", "gradient_checkpointing"})
-    loaded = load(located, **how, device="cpu")
+    loaded = load(opened.model, **how, device="cpu")
     if config.lora:
         loaded = attach(loaded, **config.lora.model_dump(), seed=config.seed)
     out.mkdir(exist_ok=True)
-    examples, plan, *_ = plan_inputs(config, records, located, out=out, on_event=ignore)
+    planned = plan(opened, out=out, on_event=on_event)
     folder = RunFolder(out)
 
-    def should_stop() -> bool:
+    def stops_there() -> bool:
         return folder.events.read_text().count("\n") == stop
 
-    return Training(config, plan, folder, examples, loaded, ignore, should_stop)
+    return Training.prepare(
+        planned,
+        loaded,
+        folder,
+        origin="",
+        resume=resume,
+        on_event=on_event,
+        should_stop=should_stop or stops_there,
+    )
 
 
-def train(config: RunConfig, out: Path, *, resume: bool = False, **more: Any) -> Result:
+def train(config: RunConfig, out: Path, **more: Any) -> Result:
     training = prepared(config, out, **more)
-    training.run(resume=resume)
+    training.run()
     return Result(training)
 
 

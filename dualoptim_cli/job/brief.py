@@ -1,0 +1,175 @@
+"""The brief of a job: its config with every name looked up once and every setting checked against the others.
+
+Behind it nobody asks a config for a name: each set of rows knows its role and its objective, gates are parsed, judges
+are named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+
+from dualoptim_cli.config import OptimizerConfig, RunConfig
+from dualoptim_cli.errors import UserError, raise_all
+from dualoptim_cli.evaluate.attacks import choose_attacks
+from dualoptim_cli.evaluate.gates import Gate, Scope, check_scope, parse_gate
+from dualoptim_cli.job.phases import collect
+from dualoptim_cli.model.lora import check_adapting
+from dualoptim_cli.objectives import Objective, check_objectives, forgotten
+from dualoptim_cli.optim import build_optimizer, find_optimizer
+
+Role = Literal["forget", "keep", "unseen"]
+Suite = tuple[str, str]
+"""A benchmark and where its files are."""
+
+
+@dataclass(frozen=True)
+class RowSet:
+    """A set of rows that a job reads: its name, where it is, and what is to become of it.
+
+    `objective` is what the rows are trained with; None where they are only measured.
+    """
+
+    name: str
+    source: str
+    role: Role
+    objective: Objective | None = None
+
+
+@dataclass(frozen=True)
+class Brief:
+    """What a job is to do, and with which rows.
+
+    `attacks` are those that the user chose, None where the choice is left to the plan. `judges` are the models that
+    rate continuations, by what they rate. `suites` are benchmarks that are measured beside the sets.
+    """
+
+    config: RunConfig
+    sets: Mapping[str, RowSet]
+    gates: Sequence[Gate] = ()
+    attacks: Sequence[str] | None = None
+    suites: Sequence[Suite] = ()
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Brief:
+        """The brief of an unlearning run; raises every fault that shows without its data and model, together."""
+        faults: list[UserError] = []
+        objectives: Mapping[str, Objective] = {}
+        with collect(faults):
+            objectives = check_objectives(config.objectives)
+        with collect(faults):
+            probe = torch.zeros(2, 2, requires_grad=True)
+            build_optimizer(config.optimizer.name, [("probe", probe)], lr=1.0, **optimizer_settings(config.optimizer))
+            if config.schedule.mode == "joint" and not find_optimizer(config.optimizer.name).joint:
+                raise UserError(
+                    'schedule.mode: "joint" takes one step on the summed losses, so '
+                    f"{config.optimizer.name} has nothing to tell apart.",
+                    "Use optimizer.name=adamw, or schedule.mode=alternate.",
+                )
+        if len(forgotten(config.objectives)) == len(config.objectives) and not config.allow_no_retain:
+            faults.append(
+                UserError(
+                    "There is nothing to retain: without it, forgetting takes the rest of the model along.",
+                    "Pass --retain FILE with rows to keep, or --allow-no-retain if that is what you want.",
+                )
+            )
+        if config.schedule.on_collapse == "rollback" and config.checkpoint.every == 0:
+            faults.append(
+                UserError(
+                    "schedule.on_collapse: rollback needs a checkpoint to go back to, and checkpoint.every is 0.",
+                    "Set checkpoint.every to auto, or on_collapse to stop.",
+                )
+            )
+        brief = cls._measuring(config, faults)
+        with collect(faults):
+            brief.check_measures()
+        with collect(faults):
+            check_adapting(config.model, config.lora)
+        raise_all(faults)
+        sets = {name: replace(rows, objective=objectives.get(name)) for name, rows in brief.sets.items()}
+        return replace(brief, sets=sets)
+
+    @classmethod
+    def to_measure(cls, config: RunConfig, suites: Sequence[Suite] = ()) -> Brief:
+        """The brief of a measurement alone: nothing is trained, and no attack is made unless it was chosen.
+
+        Whether gates and attacks fit the sets shows once the benchmarks are open: see `check_measures`.
+        """
+        faults: list[UserError] = []
+        brief = cls._measuring(config, faults)
+        raise_all(faults)
+        return replace(brief, attacks=brief.attacks or (), suites=suites)
+
+    @classmethod
+    def _measuring(cls, config: RunConfig, faults: list[UserError]) -> Brief:
+        """Sets, gates and attacks; faults of their names go to `faults`."""
+        gates: list[Gate] = []
+        attacks: Sequence[str] | None = None
+        for text in config.eval.gates if isinstance(config.eval.gates, list) else ():
+            with collect(faults):
+                gates.append(parse_gate(text))
+        with collect(faults):
+            attacks = choose_attacks(config.eval.attacks) if config.eval.attacks != "auto" else None
+        return cls(config, _sets(config), gates, attacks)
+
+    @property
+    def forget(self) -> tuple[str, ...]:
+        """The sets to forget: what gates, attacks and "did the model know them" are about."""
+        return tuple(name for name, rows in self.sets.items() if rows.role == "forget")
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """The sets with an objective."""
+        return tuple(name for name, rows in self.sets.items() if rows.objective)
+
+    @property
+    def judges(self) -> Mapping[str, str]:
+        """The models that rate continuations, by what they rate."""
+        named = {"similarity": self.config.eval.similarity_model, "entailment": self.config.eval.entailment_model}
+        return {judge: model for judge, model in named.items() if model}
+
+    def check_measures(self, *, has_before: bool = True, harness: Sequence[str] = ()) -> None:
+        """Raise a fault for each gate and attack that speaks of what is not measured.
+
+        `harness` names the sets whose metrics only lm-evaluation-harness knows.
+        """
+        faults: list[UserError] = []
+        scope = Scope(
+            sets=tuple(self.sets),
+            forget=self.forget,
+            has_before=has_before,
+            has_reference=self.config.eval.reference is not None,
+            judges=tuple(self.judges),
+            harness=harness,
+            quantized=self.config.model.load_in is not None,
+        )
+        with collect(faults):
+            check_scope(self.gates, scope)
+        if self.attacks and not self.forget:
+            hint = "Pass --forget FILE, or no --attacks."
+            faults.append(UserError("Attacks bring back forget rows, and there are none.", hint))
+        raise_all(faults)
+
+
+def optimizer_settings(config: OptimizerConfig) -> dict[str, Any]:
+    """The settings as `build_optimizer` takes them."""
+    return config.model_dump(exclude={"name", "lr", "max_grad_norm"})
+
+
+def _sets(config: RunConfig) -> dict[str, RowSet]:
+    forget = forgotten(config.objectives)
+    sets = {}
+    for name, part in config.objectives.items():
+        sets[name] = RowSet(name, part.data, "forget" if name in forget else role_of(name))
+    for name, source in (("holdout", config.data.holdout), ("unseen", config.data.unseen)):
+        if source:
+            sets[name] = RowSet(name, source, role_of(name))
+    return sets
+
+
+def role_of(name: str) -> Role:
+    """The role of a set that is not to be forgotten: only "unseen" is not to be kept either."""
+    return "unseen" if name == "unseen" else "keep"

@@ -1,0 +1,131 @@
+"""Data and model opened and checked, every fault of them raised together before anything expensive starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dualoptim_cli import demo
+from dualoptim_cli.data import Encoder, Examples, Records, check_named, check_overlap, load_records, load_refusals
+from dualoptim_cli.data.records import OVERLAP_HINT, UNSEEN_HINT
+from dualoptim_cli.errors import UserError, raise_all
+from dualoptim_cli.evaluate.suites import load_suite, to_forget
+from dualoptim_cli.events import Note, OnEvent
+from dualoptim_cli.job.brief import Brief, RowSet, role_of
+from dualoptim_cli.job.phases import collect, phase
+from dualoptim_cli.model.load import Located
+from dualoptim_cli.model.locate import locate, locate_adapter
+from dualoptim_cli.objectives import check_rows
+from dualoptim_cli.recipes import telling_how_to_get
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What a job reads, opened and checked: rows by the name of their set, refusals, the model, the reference.
+
+    `brief` is the job's, with the sets of benchmarks among its own. `places` says where the rows of the built-in demo
+    were made, by the names that stand for them.
+    """
+
+    brief: Brief
+    records: Mapping[str, Records]
+    refusals: Sequence[str]
+    model: Located
+    reference: Located | None
+    places: Mapping[str, str]
+
+    def place(self, name: str) -> str:
+        """Where the rows of a set are."""
+        source = self.brief.sets[name].source
+        return self.places.get(source, source)
+
+    @property
+    def model_folders(self) -> list[Path]:
+        """The folders that make up the model which a run begins with: the base's and those of adapters onto it."""
+        lora = self.brief.config.lora
+        return [*self.model.parts, *([locate_adapter(lora.adapter)] if lora and lora.adapter else [])]
+
+    def encode(self, tokenizer: PreTrainedTokenizerFast, on_event: OnEvent = lambda _: None) -> dict[str, Examples]:
+        """The records as examples of this tokenizer; each row is tokenized when it is first used."""
+        settings = self.brief.config.data.model_dump(include={"template", "max_length", "long_rows", "stride"})
+        encoder = Encoder(tokenizer, **settings)
+        for note in encoder.notes:
+            on_event(Note(note))
+        return {name: Examples(records, encoder) for name, records in self.records.items()}
+
+
+def open_inputs(brief: Brief, on_event: OnEvent, *, weights: bool = True) -> Opened:
+    """Read through all data and look at the folders of the models; every fault of them all is raised together.
+
+    Without `weights`, the folder of the model need not hold any.
+    """
+    config = brief.config
+    names = [config.model.name, *(rows.source for rows in brief.sets.values())]
+    places = demo.places(names, config.seed, on_event)
+    faults: list[UserError] = []
+    records: dict[str, Records] = {}
+    refusals: Sequence[str] = ()
+    model = reference = None
+    with phase("Reading the data", on_event):
+        if brief.trained or "entailment" in brief.judges:
+            with collect(faults):
+                refusals = load_refusals(config.data.refusals)
+        for name, rows in brief.sets.items():
+            with collect(faults), telling_how_to_get(rows.source, config.obtain):
+                records[name] = load_records(places.get(rows.source, rows.source), columns=config.data.columns)
+            if rows.objective and name in records:
+                with collect(faults):
+                    check_rows(name, config.objectives[name].loss, records[name].kind)
+        with collect(faults):
+            check_named([*records.values()], config.data.columns)
+        _check_overlaps(brief, records, faults)
+        sets = dict(brief.sets)
+        for suite, place in brief.suites:
+            with collect(faults):
+                loaded = load_suite(suite, place, given=brief.sets)
+                forget = to_forget(suite, loaded)
+                for name in loaded:
+                    sets[name] = RowSet(name, place, "forget" if name in forget else role_of(name))
+                records |= loaded
+    with collect(faults), telling_how_to_get(config.model.name, config.obtain):
+        model = locate(
+            places.get(config.model.name, config.model.name),
+            revision=config.model.revision,
+            trust_remote_code=config.model.trust_remote_code,
+            weights=weights,
+        )
+    if config.eval.reference:
+        with collect(faults):
+            reference = locate(config.eval.reference, trust_remote_code=config.model.trust_remote_code)
+    raise_all(faults)
+    assert model is not None
+    if model.note:
+        on_event(Note(model.note))
+    for name, each in records.items():
+        columns = ", ".join(f"{role} from {column}" for role, column in each.columns.items())
+        on_event(Note(f"{name}: {len(each)} rows of {each.name} ({columns})"))
+        for note in each.notes:
+            on_event(Note(note, "warning"))
+    return Opened(replace(brief, sets=sets), records, refusals, model, reference, places)
+
+
+def _check_overlaps(brief: Brief, records: Mapping[str, Records], faults: list[UserError]) -> None:
+    """Find rows that are both to forget and to keep, and unseen rows that the model was shown."""
+    names = [name for name in brief.sets if name in records]
+    apart = [name for name in names if brief.sets[name].role == "forget"]
+    for name in apart:
+        for other in names:
+            if brief.sets[other].role == "keep":
+                with collect(faults):
+                    check_overlap(records[name], records[other], OVERLAP_HINT)
+    for name in names:
+        if brief.sets[name].role == "unseen":
+            for other in names:
+                if other != name:
+                    with collect(faults):
+                        check_overlap(records[name], records[other], UNSEEN_HINT)

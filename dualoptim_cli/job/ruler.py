@@ -1,0 +1,153 @@
+"""The ruler of a job: every model is measured, attacked and judged on the same rows, in the same way."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from dualoptim_cli.data import Examples
+from dualoptim_cli.evaluate.attacks import attack
+from dualoptim_cli.evaluate.evaluator import measure
+from dualoptim_cli.evaluate.gates import Judgment, default_gates, judge
+from dualoptim_cli.evaluate.judges import Judge, load_entailment, load_similarity
+from dualoptim_cli.evaluate.results import Results, Sets
+from dualoptim_cli.events import OnEvent
+from dualoptim_cli.job.opening import Opened
+from dualoptim_cli.job.phases import phase
+from dualoptim_cli.model.load import Loaded, Located, load
+from dualoptim_cli.plan import auto_lr
+
+KNOWN_PROBABILITY, KNOWN_RECALL = 0.1, 0.3
+"""A model below both on the forget rows has nothing to forget. On the scale of the lab models: one that never saw
+the rows has .002 and .12, one that knows them .995 and .98."""
+
+
+@dataclass(frozen=True)
+class Ruler:
+    """Measures, attacks and judges the models of a job.
+
+    `judges` rate continuations; `reference` is what a model retrained without the forget rows scores.
+    """
+
+    opened: Opened
+    on_event: OnEvent
+    judges: Sequence[Judge] = field(default=())
+    reference: Results | None = None
+
+    @classmethod
+    def of(cls, opened: Opened, on_event: OnEvent) -> Ruler:
+        """Load the judging models and measure the reference, which must be gone before the model is loaded."""
+        judges: list[Judge] = []
+        for kind, name in opened.brief.judges.items():
+            with phase(f"Loading the {kind} model", on_event):
+                judges.append(load_similarity(name) if kind == "similarity" else load_entailment(name, opened.refusals))
+        ruler = cls(opened, on_event, judges)
+        if opened.reference is None:
+            return ruler
+        return replace(ruler, reference=ruler.measure_other(opened.reference, "the reference"))
+
+    def measure(self, loaded: Loaded, examples: Mapping[str, Examples], name: str) -> Results:
+        """Measure a loaded model on every set, in a phase of that name."""
+        config = self.opened.brief.config
+        return measure(
+            loaded.model,
+            examples,
+            rows=config.eval.rows,
+            seed=config.seed,
+            forget=self.opened.brief.forget,
+            max_new_tokens=config.eval.max_new_tokens,
+            batch_size=config.eval.batch_size,
+            reference=self.reference,
+            judges=self.judges,
+            on_event=self.on_event,
+            phase=name,
+        )
+
+    def measure_other(self, located: Located, what: str, more: Callable[[Loaded], Sets] = lambda _: {}) -> Results:
+        """Load a model, measure it with its own tokenizer, and free its memory. `more` measures sets of its own."""
+        loaded = self.load(located, what)
+        examples = self.opened.encode(loaded.tokenizer)
+        results = self.measure(loaded, examples, f"Measuring {what}")
+        results = replace(results, sets={**results.sets, **more(loaded)})
+        del loaded, examples  # two models at a time do not fit where one just does
+        gc.collect()
+        torch.cuda.empty_cache()
+        return results
+
+    def load(self, located: Located, what: str) -> Loaded:
+        """Load a model that is only measured."""
+        how = self.opened.brief.config.model.model_dump(
+            include={"revision", "dtype", "device", "load_in", "trust_remote_code"}
+        )
+        with phase(f"Loading {what}", self.on_event):
+            return load(located, **how)
+
+    def attack(
+        self, names: Sequence[str], loaded: Loaded, examples: Mapping[str, Examples], results: Results
+    ) -> Results:
+        """The results with what each attack brings back; the attacks work on copies of the model.
+
+        Relearning runs at the rate that `lr: auto` would choose for a model of this width, whatever the run's was.
+        """
+        if not names:
+            return results
+        config = self.opened.brief.config
+        lr = auto_lr(self.opened.model.width).value
+        recovered = attack(
+            loaded.model,
+            names,
+            examples,
+            forget=self.opened.brief.forget,
+            rows=config.eval.rows,
+            seed=config.seed,
+            lr=lr,
+            max_new_tokens=config.eval.max_new_tokens,
+            batch_size=config.eval.batch_size,
+            on_event=self.on_event,
+        )
+        settings = {**results.settings, "attacks": list(names), "relearn_lr": lr}
+        return replace(results, attacks=recovered, settings=settings)
+
+    def judge(self, results: Results, before: Results | None) -> tuple[Judgment, ...]:
+        """Hold the results against the job's gates, or against the usual ones where it has none of its own.
+
+        Of a model that never knew the forget rows, the usual ones are only those that keep the rest.
+        """
+        gates = list(self.opened.brief.gates)
+        if not gates and before is not None:
+            forget, knew = self.opened.brief.forget, self.knew(before)
+            for gate in default_gates(before, forget=forget):
+                if knew or gate.path.partition(".")[0] not in forget:
+                    gates.append(gate)
+        return tuple(judge(gates, results, before=before, reference=self.reference))
+
+    def knew(self, before: Results) -> bool | None:
+        """Whether the model answered any of the rows to forget, or found their answers likely; None without any."""
+        forget = self.opened.brief.forget
+        if not forget:
+            return None
+        likely = max(float(before.score(f"{name}.prob").value or 0.0) for name in forget)
+        return likely >= KNOWN_PROBABILITY or self._recall(before) >= KNOWN_RECALL
+
+    def verdict(self, before: Results, judgments: Sequence[Judgment]) -> str:
+        """One line: whether there was anything to forget, and how many gates hold."""
+        line = count_gates(judgments)
+        if self.knew(before) is not False:
+            return line
+        recall = f"ROUGE-L {self._recall(before):.2f}"
+        return f"Nothing to forget: the model did not know these rows ({recall}), so none were forgotten. {line}"
+
+    def _recall(self, results: Results) -> float:
+        """The highest recall of a set to forget."""
+        return max(float(results.score(f"{name}.rougeL").value or 0.0) for name in self.opened.brief.forget)
+
+
+def count_gates(judgments: Sequence[Judgment]) -> str:
+    """How many gates hold, and which do not; empty when there are none."""
+    failed = [judgment.gate for judgment in judgments if not judgment.passed]
+    if failed:
+        return f"{len(failed)} of {len(judgments)} gates failed: {'; '.join(failed)}."
+    return f"All {len(judgments)} gates hold." if judgments else ""
