@@ -17,8 +17,8 @@ import torch
 from rich.console import Console
 
 from dualoptim_cli.events import Event
-from dualoptim_cli.report.live import LivePanel
-from dualoptim_cli.report.rehearsal import rehearse
+from dualoptim_cli.report.live.rehearsal import rehearse
+from dualoptim_cli.report.live.watch import LivePanel
 
 STEPS = 180
 

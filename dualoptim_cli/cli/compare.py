@@ -51,7 +51,7 @@ def compare(
         write_atomic(html, comparison.render(opened, unlike))
     drawn = comparison.scatter(opened)
     if png and drawn:
-        from dualoptim_cli.report.png import write
+        from dualoptim_cli.report.figures.png import write
 
         write([drawn], png)
 

@@ -179,7 +179,7 @@ def _progress(subtitle: str, *, quiet: bool) -> AbstractContextManager[OnEvent]:
     """The live panel on a terminal, plain lines elsewhere, nothing when quiet."""
     if quiet:
         return nullcontext(lambda _: None)
-    from dualoptim_cli.report.live import watch
+    from dualoptim_cli.report.live.watch import watch
 
     return watch(screen(), title="dualopt eval", subtitle=subtitle)
 
@@ -193,7 +193,7 @@ def _write(out: Path, found: Evaluation) -> None:
 
 
 def _show(found: Evaluation, against: str | None, out: Path | None) -> None:
-    from dualoptim_cli.report.tables import attacks, gates, scores
+    from dualoptim_cli.report.tables.scores import attacks, gates, scores
 
     sides = {} if found.before is None else {"against" if against else "before": found.before}
     yardstick = {"reference": found.reference} if found.reference else {}

@@ -40,8 +40,9 @@ def inspect_state(
     quiet_libraries()
     from rich.console import Console
 
-    from dualoptim_cli.report import plot as drawing
-    from dualoptim_cli.report import state, state_tables
+    from dualoptim_cli.report import state
+    from dualoptim_cli.report.figures import plot as drawing
+    from dualoptim_cli.report.tables import state as state_tables
 
     compared = _two(pair)
     if plot:

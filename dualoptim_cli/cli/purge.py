@@ -18,7 +18,7 @@ def purge(
 
     from dualoptim_cli import text
     from dualoptim_cli.record.purge import purge as remove
-    from dualoptim_cli.report.page import draw
+    from dualoptim_cli.report.page.run import draw
 
     done = remove(run, find_key(run, key), lambda record: draw(run, record))
     if json:

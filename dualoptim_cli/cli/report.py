@@ -25,7 +25,7 @@ def report(
     """Draw the page of a run again, from its record and events; its figures as PNG with --png."""
     from dualoptim_cli.files import write_atomic
     from dualoptim_cli.record import ledger
-    from dualoptim_cli.report import page
+    from dualoptim_cli.report.page import run as page
 
     record = ledger.read(run)
     target = out or run.resolve().with_name(f"{run.resolve().name}.html")
@@ -37,7 +37,7 @@ def report(
     write_atomic(target, page.draw(run, record))
     emit(str(target))
     if png is not None:
-        from dualoptim_cli.report.png import write
+        from dualoptim_cli.report.figures.png import write
 
         for path in write(page.figures_of(run, record), png):
             emit(str(path))

@@ -207,7 +207,7 @@ def unlearn(
 
 def _rehearse(resolved: Resolved, out: Path, *, show_samples: bool, json: bool) -> None:
     from dualoptim_cli.job.rehearse import rehearse
-    from dualoptim_cli.report.plan import screen as draw
+    from dualoptim_cli.report.tables.plan import screen as draw
 
     found = rehearse(resolved.config, out=out, show_samples=show_samples)
     if json:
@@ -278,14 +278,14 @@ def _panel(subtitle: str, *, quiet: bool) -> Iterator[OnEvent]:
     if quiet:
         yield lambda _: None
         return
-    from dualoptim_cli.report.live import watch
+    from dualoptim_cli.report.live.watch import watch
 
     with watch(screen(), title="dualopt unlearn", subtitle=subtitle) as panel:
         yield panel
 
 
 def _show_outcome(outcome: Outcome) -> None:
-    from dualoptim_cli.report.tables import attacks, before_after, gates
+    from dualoptim_cli.report.tables.scores import attacks, before_after, gates
 
     width = screen().width
     show(before_after(outcome.before, outcome.after, outcome.reference, width=width))

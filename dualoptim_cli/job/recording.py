@@ -22,7 +22,7 @@ from dualoptim_cli.record.folder import RunFolder
 from dualoptim_cli.record.manifest import Data, DataState, File, How, Model, Record, Reproducible, Session, Verdict
 from dualoptim_cli.record.purge import PAGE, is_derived
 from dualoptim_cli.record.surroundings import hardware, versions
-from dualoptim_cli.report.page import draw
+from dualoptim_cli.report.page.run import draw
 
 ENDINGS: dict[ExitCode, How] = {ExitCode.INTERRUPTED: "interrupted", ExitCode.TRAINING: "stopped"}
 

@@ -11,12 +11,12 @@ from rich.text import Text
 from dualoptim_cli import text
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.record.likeness import Run, settings_that_differ
-from dualoptim_cli.report.compare import Path, score_at, side_by_side
 from dualoptim_cli.report.figures import Scatter
-from dualoptim_cli.report.markup import cell, gallery, listed, plain, said, section
-from dualoptim_cli.report.markup import table as html_table
-from dualoptim_cli.report.page import page
-from dualoptim_cli.report.svg import clean
+from dualoptim_cli.report.figures.svg import clean
+from dualoptim_cli.report.page.markup import cell, gallery, listed, plain, said, section
+from dualoptim_cli.report.page.markup import table as html_table
+from dualoptim_cli.report.page.run import page
+from dualoptim_cli.report.side_by_side import Path, score_at, side_by_side
 
 UTILITY: Path = ("model", "utility")
 

@@ -46,10 +46,10 @@ from dualoptim_cli.recipes import leaves, parse_set, resolve, shipped_recipes
 from dualoptim_cli.record import ledger
 from dualoptim_cli.record.hashing import read_key
 from dualoptim_cli.record.verify import verify
-from dualoptim_cli.report.page import draw
+from dualoptim_cli.report.page.run import draw
 from dualoptim_cli.report.state import load, of_layers
-from dualoptim_cli.report.state_tables import render
-from dualoptim_cli.report.tables import scores as render_scores
+from dualoptim_cli.report.tables.scores import scores as render_scores
+from dualoptim_cli.report.tables.state import render
 from dualoptim_cli.train import checkpoint
 from tests.fuzz.mutations import NASTY, VALUES, WORDS, WOUNDS, hurt, wounded
 

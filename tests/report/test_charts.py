@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dualoptim_cli.report import charts
+from dualoptim_cli.report.live import charts
 
 COSINES = st.lists(st.one_of(st.none(), st.floats(-1, 1)), max_size=30)
 

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.events import StepDone
-from dualoptim_cli.report import figures, png, svg
-from dualoptim_cli.report.figures import Bars, Curves, HeatMap
-from dualoptim_cli.report.rehearsal import rehearse
+from dualoptim_cli.report import figures
+from dualoptim_cli.report.figures import Bars, Curves, HeatMap, describe, png, svg
+from dualoptim_cli.report.live.rehearsal import rehearse
 
 
 def rows(steps: int = 180, layers: int = 4) -> list[dict[str, Any]]:
@@ -39,7 +39,7 @@ def marks(drawn: str, kind: str) -> int:
 
 
 def test_a_run_gives_losses_conflict_layers_and_rates() -> None:
-    found = figures.of_run(rows())
+    found = describe.of_run(rows())
     assert [figure.title for figure in found] == [
         "Loss of forget",
         "Loss of retain",
@@ -50,41 +50,41 @@ def test_a_run_gives_losses_conflict_layers_and_rates() -> None:
 
 
 def test_a_run_without_steps_or_without_conflict_leaves_figures_out() -> None:
-    assert figures.of_run([]) == []
+    assert describe.of_run([]) == []
     bare = [{**row, "conflict": None, "conflict_by_layer": {}} for row in rows(20)]
-    assert [figure.title for figure in figures.of_run(bare)] == ["Loss of forget", "Loss of retain", "Learning rate"]
+    assert [figure.title for figure in describe.of_run(bare)] == ["Loss of forget", "Loss of retain", "Learning rate"]
 
 
 def test_values_that_are_not_finite_are_left_out() -> None:
-    [loss, *_] = figures.of_run([{"step": n, "losses": {"a": v}, "lrs": {}} for n, v in ((1, 2.0), (2, math.nan))])
+    [loss, *_] = describe.of_run([{"step": n, "losses": {"a": v}, "lrs": {}} for n, v in ((1, 2.0), (2, math.nan))])
     assert isinstance(loss, Curves)
     assert loss.series == {"a": [(1.0, 2.0)]}
 
 
 def test_long_runs_are_thinned_and_keep_their_mean() -> None:
-    [loss, *_] = figures.of_run([{"step": n, "losses": {"a": float(n)}, "lrs": {}} for n in range(1, 1001)])
+    [loss, *_] = describe.of_run([{"step": n, "losses": {"a": float(n)}, "lrs": {}} for n in range(1, 1001)])
     assert isinstance(loss, Curves)
-    assert len(loss.series["a"]) <= figures.MOST_POINTS
+    assert len(loss.series["a"]) <= describe.MOST_POINTS
     assert loss.series["a"][0] == (3.0, 3.0)
 
 
 def test_the_heat_map_has_a_row_for_each_layer_and_a_bounded_number_of_columns() -> None:
-    [heat] = [figure for figure in figures.of_run(rows(3000, 6)) if isinstance(figure, HeatMap)]
+    [heat] = [figure for figure in describe.of_run(rows(3000, 6)) if isinstance(figure, HeatMap)]
     assert list(heat.layers) == ["embeddings", "0", "1", "2", "3", "4", "5", "norm", "head"]
-    assert len(heat.steps) <= figures.MOST_COLUMNS
+    assert len(heat.steps) <= describe.MOST_COLUMNS
     assert {len(row) for row in heat.values} == {len(heat.steps)}
 
 
 def test_bars_show_what_lies_between_0_and_1() -> None:
     sets = {"forget": {"rougeL": score(0.5), "loss": score(7.0), "cosine": Score(None, reason="absent")}}
-    [bars] = figures.of_results({"before": Results(sets)})
+    [bars] = describe.of_results({"before": Results(sets)})
     assert isinstance(bars, Bars)
     assert list(bars.groups) == ["rougeL"]
 
 
 def test_attacks_stand_beside_before_and_after() -> None:
     attacked = results(0.1, attacks={"int4": {"forget": {"rougeL": score(0.6)}}})
-    [bars] = figures.of_attacks(results(0.9), attacked)
+    [bars] = describe.of_attacks(results(0.9), attacked)
     assert isinstance(bars, Bars)
     assert {side: found.value for side, found in bars.groups["forget rougeL"].items()} == {
         "before": 0.9,
@@ -153,7 +153,7 @@ def test_every_figure_is_well_formed_and_escapes_what_it_is_given() -> None:
 
 def test_png_files_are_written_for_every_kind(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    made = [*figures.of_run(rows(60)), *figures.of_results({"before": results(0.9), "after": results(0.1)})]
+    made = [*describe.of_run(rows(60)), *describe.of_results({"before": results(0.9), "after": results(0.1)})]
     made.append(HeatMap("price $x$", [1, 2], ["0"], [[None, -0.5]]))
     paths = png.write(made, tmp_path / "figures")
     assert len(paths) == len(made)
@@ -187,8 +187,8 @@ def test_upright_axis_begins_below_every_point_and_interval() -> None:
     assert lowest((0.0, 0.0)) == 0.0
 
 
-def test_colors_of_png_files_are_those_of_the_page() -> None:
-    css = resources.files("dualoptim_cli.report").joinpath("page.css").read_text(encoding="utf-8")
+def test_colours_of_png_files_are_those_of_the_page() -> None:
+    css = resources.files("dualoptim_cli.report.page").joinpath("page.css").read_text(encoding="utf-8")
     series = [re.search(rf"{name}:(#\w+)", css) for name in svg.SERIES]
     assert [found[1] for found in series if found] == list(png.COLORS)
     assert f"--against:{png.COLORS[0]}" in css

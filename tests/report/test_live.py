@@ -21,9 +21,9 @@ from dualoptim_cli.events import (
     TrainingEnded,
     TrainingStarted,
 )
-from dualoptim_cli.report import live
-from dualoptim_cli.report.live import LivePanel, PlainLines, watch
-from dualoptim_cli.report.rehearsal import rehearse
+from dualoptim_cli.report.live import __main__ as rehearse_panel
+from dualoptim_cli.report.live.rehearsal import rehearse
+from dualoptim_cli.report.live.watch import FRAME_SECONDS, LivePanel, PlainLines, watch
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 COLOR = re.compile(r"\x1b\[[0-9;]*[34][0-9]")
@@ -156,7 +156,7 @@ def test_notes_stay_above_the_panel_once_each() -> None:
     with LivePanel(console) as panel:
         panel(Note("Rows were short."))
         panel(Note("Memory was short.", "warning"))
-        time.sleep(2.5 * live.FRAME_SECONDS)
+        time.sleep(2.5 * FRAME_SECONDS)
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written(console))
     assert plain.count("· Rows were short.") == 1
     assert plain.count("! Memory was short.") == 1
@@ -191,7 +191,7 @@ def test_a_terminal_that_has_gone_away_does_not_end_the_run(monkeypatch: pytest.
 
         monkeypatch.setattr(console.file, "write", fail)
         panel(Note("still here"))
-        time.sleep(1.5 * live.FRAME_SECONDS)
+        time.sleep(1.5 * FRAME_SECONDS)
         panel(PhaseStarted("loading"))
 
 
@@ -200,7 +200,7 @@ def test_a_new_size_draws_on_a_clean_screen_with_the_notes() -> None:
     with LivePanel(console) as panel:
         panel(Note("Rows were short."))
         console.size = (60, 20)
-        time.sleep(2.5 * live.FRAME_SECONDS)
+        time.sleep(2.5 * FRAME_SECONDS)
     _, after = written(console).split("\x1b[2J", 1)
     assert "Rows were short." in after
 
@@ -208,8 +208,8 @@ def test_a_new_size_draws_on_a_clean_screen_with_the_notes() -> None:
 def test_events_from_the_run_and_frames_from_the_thread_do_not_disturb_each_other(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(live, "FRAME_SECONDS", 0.0005)
-    monkeypatch.setattr(live, "MOST_OF_THE_RUN", 1e9)
+    monkeypatch.setattr("dualoptim_cli.report.live.watch.FRAME_SECONDS", 0.0005)
+    monkeypatch.setattr("dualoptim_cli.report.live.watch.MOST_OF_THE_RUN", 1e9)
     failures: list[object] = []
     monkeypatch.setattr(threading, "excepthook", failures.append)
     with LivePanel(terminal()) as panel:
@@ -292,7 +292,7 @@ def test_the_listener_fits_the_console() -> None:
 
 def test_the_rehearsal_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    live.main(["--plain", "--steps", "12", "--layers", "2"])
+    rehearse_panel.main(["--plain", "--steps", "12", "--layers", "2"])
     shown = capsys.readouterr()
     assert "step    12/12 100%" in shown.err
     assert not shown.out

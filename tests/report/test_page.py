@@ -14,9 +14,9 @@ from dualoptim_cli.errors import UserError
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.events import StepDone
 from dualoptim_cli.record import ledger
-from dualoptim_cli.report import page
-from dualoptim_cli.report.markup import flatten
-from dualoptim_cli.report.rehearsal import rehearse
+from dualoptim_cli.report.live.rehearsal import rehearse
+from dualoptim_cli.report.page import run as page
+from dualoptim_cli.report.page.markup import flatten
 from tests.record.finished import finish
 
 VOID = {"meta", "br"}

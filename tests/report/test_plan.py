@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dualoptim_cli.report.plan import screen
+from dualoptim_cli.report.tables.plan import screen
 
 FOUND: dict[str, Any] = {
     "model": "org/model",

@@ -6,8 +6,8 @@ import pickle
 import pytest
 
 from dualoptim_cli.events import PhaseAdvanced, PhaseEnded, PhaseStarted, StepDone, TrainingEnded, TrainingStarted
-from dualoptim_cli.report.progress import BUCKETS, Curve, Progress, Smooth
-from dualoptim_cli.report.rehearsal import rehearse
+from dualoptim_cli.report.live.progress import BUCKETS, Curve, Progress, Smooth
+from dualoptim_cli.report.live.rehearsal import rehearse
 
 
 def step(number: int, seconds: float = 2.0, **changes: object) -> StepDone:

@@ -21,7 +21,9 @@ from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.events import StepDone
 from dualoptim_cli.job import unlearn
 from dualoptim_cli.optim import build_optimizer, measure_conflict
-from dualoptim_cli.report import figures, plot, state, state_tables
+from dualoptim_cli.report import figures, state
+from dualoptim_cli.report.figures import describe, plot
+from dualoptim_cli.report.tables import state as state_tables
 from dualoptim_cli.train.flat import unflatten
 from dualoptim_cli.train.state_file import save_state
 
@@ -72,7 +74,7 @@ def test_panel_history_page_and_checkpoint_tell_the_same_conflict(run: tuple[Pat
         assert by_layer == pytest.approx(event.conflict_by_layer, rel=1e-5)
     assert history["all"]["norms"] == checkpoint["all"]["norms"]
     told = [json.loads(line) for line in (run[0] / "events.jsonl").read_text().splitlines()]
-    page = next(figure for figure in figures.of_run(told) if isinstance(figure, figures.HeatMap))
+    page = next(figure for figure in describe.of_run(told) if isinstance(figure, figures.HeatMap))
     column = [row[list(page.steps).index(STEPS)] for row in page.values]
     assert dict(zip(page.layers, column, strict=True)) == event.conflict_by_layer
     own = state.heat_map(state.of_layers(state.load(run[0] / "state.json")))

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from dualoptim_cli.evaluate.gates import Judgment
 from dualoptim_cli.evaluate.results import Better, Results, Score
-from dualoptim_cli.report import tables
-from dualoptim_cli.report.compare import News, news
+from dualoptim_cli.report.side_by_side import News, news
+from dualoptim_cli.report.tables import scores as tables
 
 
 def score(value: float, better: Better = "higher", margin: float | None = 0.01) -> Score:

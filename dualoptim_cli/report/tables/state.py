@@ -17,7 +17,7 @@ from rich.text import Text
 
 from dualoptim_cli import text
 from dualoptim_cli.optim.summary import NO_SETTINGS
-from dualoptim_cli.report.panel import AGREE, OPPOSE, QUIET
+from dualoptim_cli.report.live.panel import AGREE, OPPOSE, QUIET
 from dualoptim_cli.report.state import Snapshot, States, value_at
 from dualoptim_cli.train.state_file import HOW_TO_SAVE
 

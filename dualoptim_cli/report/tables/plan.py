@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dualoptim_cli import text
-from dualoptim_cli.report.tables import NEWS_STYLES, QUIET
+from dualoptim_cli.report.tables.scores import NEWS_STYLES, QUIET
 
 BAD, GOOD = NEWS_STYLES["bad"], NEWS_STYLES["good"]
 WARNING = "dark_orange3"

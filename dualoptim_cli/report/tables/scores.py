@@ -12,7 +12,16 @@ from rich.text import Text
 from dualoptim_cli import text
 from dualoptim_cli.evaluate.gates import Judgment
 from dualoptim_cli.evaluate.results import Results, Score
-from dualoptim_cli.report.compare import News, Path, by_reason, difference, is_measured, news, score_at, side_by_side
+from dualoptim_cli.report.side_by_side import (
+    News,
+    Path,
+    by_reason,
+    difference,
+    is_measured,
+    news,
+    score_at,
+    side_by_side,
+)
 
 QUIET = "bright_black"
 NEWS_STYLES: dict[News, str] = {"good": "sea_green3", "bad": "bold indian_red", "unsure": QUIET, "neutral": ""}

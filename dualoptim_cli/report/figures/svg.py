@@ -12,8 +12,8 @@ from itertools import pairwise
 
 from dualoptim_cli import text
 from dualoptim_cli.evaluate.results import Score
-from dualoptim_cli.report.charts import short_layer
 from dualoptim_cli.report.figures import Bars, Curves, Figure, HeatMap, Point, Scatter
+from dualoptim_cli.report.live.charts import short_layer
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 520, 62, 14, 12, 26
 PLOT_HEIGHT, LEGEND = 150, 18

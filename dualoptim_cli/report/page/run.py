@@ -17,11 +17,13 @@ from dualoptim_cli.evaluate.results import Results
 from dualoptim_cli.record.folder import RunFolder
 from dualoptim_cli.record.manifest import NOT_CLAIMED, Record
 from dualoptim_cli.record.purge import PAGE
-from dualoptim_cli.report import figures, provenance
-from dualoptim_cli.report.compare import by_reason, difference, is_measured, news, score_at, side_by_side
-from dualoptim_cli.report.markup import cell, facts, folded, gallery, listed, number, said, section, table
-from dualoptim_cli.report.svg import clean
-from dualoptim_cli.report.tables import HEADLINE
+from dualoptim_cli.report import figures
+from dualoptim_cli.report.figures import describe
+from dualoptim_cli.report.figures.svg import clean
+from dualoptim_cli.report.page import provenance
+from dualoptim_cli.report.page.markup import cell, facts, folded, gallery, listed, number, said, section, table
+from dualoptim_cli.report.side_by_side import by_reason, difference, is_measured, news, score_at, side_by_side
+from dualoptim_cli.report.tables.scores import HEADLINE
 
 HEAD = (
     '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -48,8 +50,8 @@ def figures_of(run: Path, record: Record) -> list[figures.Figure]:
     """Every figure of a run's page, in its order."""
     measured: dict[str, Results] = {side: Results.from_json(data) for side, data in record.metrics.items() if data}
     before, after = measured.get("before", Results({})), measured.get("after", Results({}))
-    results = [*figures.of_results(measured), *figures.of_attacks(before, after)]
-    return [*results, *figures.of_run(read_events(RunFolder(run).events))]
+    results = [*describe.of_results(measured), *describe.of_attacks(before, after)]
+    return [*results, *describe.of_run(read_events(RunFolder(run).events))]
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
@@ -103,7 +105,7 @@ def render(record: Mapping[str, Any], events: Iterable[Mapping[str, Any]] = ()) 
 
 def page(title: str, body: str) -> str:
     """A whole page around its body."""
-    style = files("dualoptim_cli.report").joinpath("page.css").read_text(encoding="utf-8")
+    style = files("dualoptim_cli.report.page").joinpath("page.css").read_text(encoding="utf-8")
     return (
         f'<!doctype html><html lang="en"><head>{HEAD}<title>{clean(title)}</title><style>{style}</style></head>'
         f"<body>{body}</body></html>\n"
@@ -141,7 +143,7 @@ def _found(measured: Mapping[str, Results], gates: Sequence[Mapping[str, Any]]) 
     main = {path: row for path, row in every.items() if path[1] in HEADLINE or ".".join(path) in asked}
     rest = {path: row for path, row in every.items() if path not in main}
     header = ["set", "metric", *measured, *(["change"] if _compares(measured) else []), "wanted"]
-    bars = [_only(bar, main) for bar in figures.of_results(measured)]
+    bars = [_only(bar, main) for bar in describe.of_results(measured)]
     return (
         table(header, list((main or every).values()))
         + gallery([bar for bar in bars if bar.groups])
@@ -226,9 +228,9 @@ def _attacks(measured: Mapping[str, Results]) -> str:
         for back in ["" if gained is None else text.typographic(f"{gained:+.3f}")]
     ]
     header = ["attack", "set", "metric", "before", "after", "attacked", "back"]
-    return table(header, rows) + gallery(figures.of_attacks(before, after))
+    return table(header, rows) + gallery(describe.of_attacks(before, after))
 
 
 def _course(events: Iterable[Mapping[str, Any]]) -> str:
-    found = figures.of_run(events)
+    found = describe.of_run(events)
     return said(ABOUT_CONFLICT) + gallery(found) if found else ""

@@ -1,12 +1,7 @@
-"""Events → a live panel in a terminal, or plain lines without one.
-
-`python -m dualoptim_cli.report.live` rehearses the panel with a made-up run.
-"""
+"""Events → a live panel in a terminal, or plain lines without one."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 import threading
 import time
 from collections import deque
@@ -32,9 +27,8 @@ from dualoptim_cli.events import (
     TrainingEnded,
     TrainingStarted,
 )
-from dualoptim_cli.report import charts, panel
-from dualoptim_cli.report.progress import TRAINING, Progress
-from dualoptim_cli.report.rehearsal import rehearse
+from dualoptim_cli.report.live import charts, panel
+from dualoptim_cli.report.live.progress import TRAINING, Progress
 
 Clock = Callable[[], float]
 FRAME_SECONDS = 0.25
@@ -225,23 +219,3 @@ def watch(console: Console, *, title: str = "dualopt", subtitle: str = "") -> Li
     if console.is_terminal and not console.is_dumb_terminal:
         return LivePanel(console, title=title, subtitle=subtitle)
     return PlainLines(console.file)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Rehearse the panel with a made-up run."""
-    parser = argparse.ArgumentParser(prog="python -m dualoptim_cli.report.live", description=main.__doc__)
-    parser.add_argument("--speed", type=float, default=4.0, help="times as fast as a real run (default: 4)")
-    parser.add_argument("--steps", type=int, default=180)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--plain", action="store_true", help="plain lines, as without a terminal")
-    chosen = parser.parse_args(arguments)
-    console = Console(stderr=True)
-    watcher = PlainLines(sys.stderr) if chosen.plain else watch(console, title="dualopt", subtitle="a made-up run")
-    with suppress(KeyboardInterrupt), watcher:
-        for seconds, event in rehearse(chosen.steps, chosen.layers):
-            time.sleep(seconds / chosen.speed)
-            watcher(event)
-
-
-if __name__ == "__main__":
-    main()

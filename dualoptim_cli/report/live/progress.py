@@ -16,7 +16,7 @@ from dualoptim_cli.events import (
     TrainingEnded,
     TrainingStarted,
 )
-from dualoptim_cli.report.charts import Column
+from dualoptim_cli.report.live.charts import Column
 
 TRAINING = "training"
 BUCKETS = 240  # more than any screen has columns to spare

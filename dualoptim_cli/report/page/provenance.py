@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from dualoptim_cli import text
-from dualoptim_cli.report.markup import facts, flatten, folded, part, said, section, table
-from dualoptim_cli.report.svg import clean
+from dualoptim_cli.report.figures.svg import clean
+from dualoptim_cli.report.page.markup import facts, flatten, folded, part, said, section, table
 
 TOLD_ELSEWHERE = frozenset(
     "schema about run request_id status verdict began ended seconds steps command metrics gates not_claimed model data "

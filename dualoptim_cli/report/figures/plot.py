@@ -9,8 +9,7 @@ from tempfile import TemporaryDirectory
 
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.files import write_atomic
-from dualoptim_cli.report import png, svg
-from dualoptim_cli.report.figures import Figure
+from dualoptim_cli.report.figures import Figure, png, svg
 
 SUFFIXES = (".png", ".svg")
 TITLE_HEIGHT = 24
@@ -36,8 +35,8 @@ def write(figure: Figure, path: Path) -> None:
 
 
 def alone(figure: Figure) -> str:
-    """The figure as an SVG document: with its title on it, and the page's colors in it."""
-    style = files("dualoptim_cli.report").joinpath("page.css").read_text(encoding="utf-8")
+    """The figure as an SVG document: with its title on it, and the page's colours in it."""
+    style = files("dualoptim_cli.report.page").joinpath("page.css").read_text(encoding="utf-8")
     drawn = svg.draw(figure)
     box = drawn.partition('viewBox="0 0 ')[2].partition('"')[0]
     width, height = box.split()

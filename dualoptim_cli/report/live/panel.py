@@ -14,9 +14,9 @@ from rich.panel import Panel
 from rich.text import Text
 
 from dualoptim_cli import text
-from dualoptim_cli.report import charts
-from dualoptim_cli.report.charts import Glyphs
-from dualoptim_cli.report.progress import Phase, Progress
+from dualoptim_cli.report.live import charts
+from dualoptim_cli.report.live.charts import Glyphs
+from dualoptim_cli.report.live.progress import Phase, Progress
 
 OBJECTIVE_STYLES = ("dark_orange3", "deep_sky_blue3", "medium_purple3", "sea_green3", "light_coral", "tan")
 AGREE, OPPOSE, QUIET, BAR = "deep_sky_blue3", "indian_red", "bright_black", "sea_green3"

@@ -7,9 +7,8 @@ from typing import Any
 
 from dualoptim_cli import text
 from dualoptim_cli.evaluate.results import Score
-from dualoptim_cli.report import svg
-from dualoptim_cli.report.figures import Figure
-from dualoptim_cli.report.svg import clean
+from dualoptim_cli.report.figures import Figure, svg
+from dualoptim_cli.report.figures.svg import clean
 
 
 def section(title: str, body: str) -> str:

@@ -1,0 +1,33 @@
+"""`python -m dualoptim_cli.report.live`: the live panel with a made-up run."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from contextlib import suppress
+
+from rich.console import Console
+
+from dualoptim_cli.report.live.rehearsal import rehearse
+from dualoptim_cli.report.live.watch import PlainLines, watch
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Rehearse the panel with a made-up run."""
+    parser = argparse.ArgumentParser(prog="python -m dualoptim_cli.report.live", description=main.__doc__)
+    parser.add_argument("--speed", type=float, default=4.0, help="times as fast as a real run (default: 4)")
+    parser.add_argument("--steps", type=int, default=180)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--plain", action="store_true", help="plain lines, as without a terminal")
+    chosen = parser.parse_args(arguments)
+    console = Console(stderr=True)
+    watcher = PlainLines(sys.stderr) if chosen.plain else watch(console, title="dualopt", subtitle="a made-up run")
+    with suppress(KeyboardInterrupt), watcher:
+        for seconds, event in rehearse(chosen.steps, chosen.layers):
+            time.sleep(seconds / chosen.speed)
+            watcher(event)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What stands on the screen, as tables of rich. Returned, never printed."""
