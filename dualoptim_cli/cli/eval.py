@@ -193,12 +193,14 @@ def _write(out: Path, found: Evaluation) -> None:
 
 
 def _show(found: Evaluation, against: str | None, out: Path | None) -> None:
-    from dualoptim_cli.report.tables.scores import attacks, gates, scores
+    from dualoptim_cli.report.plain_words import plain_words
+    from dualoptim_cli.report.tables.scores import attacks, gates, scores, summary
 
     sides = {} if found.before is None else {"against" if against else "before": found.before}
     yardstick = {"reference": found.reference} if found.reference else {}
     sides = {**sides, "model": found.results, **yardstick} if sides else {**yardstick, "model": found.results}
     width = screen().width
+    show(summary(plain_words(found.before, found.results, found.judgements)))
     show(scores(sides, width=width))
     if found.results.attacks:
         show(attacks(found.before, found.results, names=("against" if against else "before", "model"), width=width))

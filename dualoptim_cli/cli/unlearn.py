@@ -285,9 +285,11 @@ def _panel(subtitle: str, *, quiet: bool) -> Iterator[OnEvent]:
 
 
 def _show_outcome(outcome: Outcome) -> None:
-    from dualoptim_cli.report.tables.scores import attacks, before_after, gates
+    from dualoptim_cli.report.plain_words import plain_words
+    from dualoptim_cli.report.tables.scores import attacks, before_after, gates, summary
 
     width = screen().width
+    show(summary(plain_words(outcome.before, outcome.after, outcome.judgements, knew=outcome.knew)))
     show(before_after(outcome.before, outcome.after, outcome.reference, width=width))
     if outcome.after.attacks:
         show(attacks(outcome.before, outcome.after, width=width))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Literal
 
-from dualoptim_cli.evaluate.results import Results, Score
+from dualoptim_cli.evaluate.results import Results, Score, Sets
 
 News = Literal["good", "bad", "unsure", "neutral"]
 WHOLE = "model"  # where the scores of the whole model stand, beside the sets
@@ -14,11 +15,13 @@ Path = tuple[str, str]  # set, metric
 
 def side_by_side(results: Sequence[Results]) -> Iterator[tuple[Path, list[Score | None]]]:
     """Yield each set and metric that any of the results has, set by set, with what each of them says of it."""
-    paths = [(name, metric) for result in results for name, metrics in result.sets.items() for metric in metrics]
-    whole = [(WHOLE, metric) for result in results for metric in result.summary]
-    names = list(dict.fromkeys(name for name, _ in paths))
-    in_sets = sorted(dict.fromkeys(paths), key=lambda path: names.index(path[0]))
-    for path in [*in_sets, *dict.fromkeys(whole)]:
+    of_sets: dict[str, dict[Path, None]] = {}
+    of_whole: dict[Path, None] = {}
+    for result in results:
+        for name, metrics in result.sets.items():
+            of_sets.setdefault(name, {}).update(((name, metric), None) for metric in metrics)
+        of_whole.update(((WHOLE, metric), None) for metric in result.summary)
+    for path in [*chain.from_iterable(of_sets.values()), *of_whole]:
         yield path, [score_at(result, path) for result in results]
 
 
@@ -71,3 +74,18 @@ def _touch(before: Score, after: Score) -> bool:
     if before.low is None or before.high is None or after.low is None or after.high is None:
         return before.value == after.value
     return before.low <= after.high and after.low <= before.high
+
+
+def brought_back(after: Results, attacked: Sets) -> list[tuple[str, Score, Score]]:
+    """The sets of which an attack brings back more than the intervals explain: recall without it, and under it."""
+    gains = []
+    for name, scores in attacked.items():
+        metric = "rougeL" if "rougeL" in scores and scores["rougeL"].value is not None else "verbmem"
+        plain, under = score_at(after, (name, metric)), scores.get(metric)
+        if plain is None or under is None or plain.value is None or under.value is None:
+            continue
+        low = under.value if under.low is None else under.low
+        high = plain.value if plain.high is None else plain.high
+        if low > high:
+            gains.append((name, plain, under))
+    return gains

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
-from rich.console import JustifyMethod
+from rich.console import Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
 
 from dualoptim_cli import text
 from dualoptim_cli.evaluate.gates import Judgment
 from dualoptim_cli.evaluate.results import Results, Score
+from dualoptim_cli.report.plain_words import PlainWords
 from dualoptim_cli.report.side_by_side import (
     News,
     Path,
@@ -29,6 +30,17 @@ GAP = 2
 HEADLINE = ("rougeL", "prob", "exact_match", "mia_min_k", "utility", "forget_quality", "privleak")
 OF_TEXT = "verbmem"  # what stands for recall where a set is plain text
 Found = tuple[Path, list[Score | None]]
+
+
+def summary(words: PlainWords) -> Group:
+    """A result in plain words: the verdict, what is true now, warnings, and what was not measured."""
+    failed = words.verdict.startswith("Failed")
+    style = "bold indian_red" if failed else "bold sea_green3"
+    lines = [Text(words.verdict + ".", style), *(Text(text.safe(fact)) for fact in words.facts)]
+    for title, sentences in (("Warnings", words.warnings), ("Not measured", words.not_measured)):
+        if sentences:
+            lines += [Text(title, "bold"), *(Text(text.safe(f"- {sentence}")) for sentence in sentences)]
+    return Group(*lines)
 
 
 def before_after(before: Results, after: Results, reference: Results | None = None, *, width: int = 80) -> Table:
@@ -54,17 +66,24 @@ def gates(judgments: Sequence[Judgment], *, width: int = 80) -> Table:
 
     def row(judgment: Judgment, interval: bool) -> list[Text]:
         return [
-            Text("pass", NEWS_STYLES["good"]) if judgment.passed else Text("FAIL", NEWS_STYLES["bad"]),
-            Text(text.safe(judgment.gate)),
-            _number(judgment.value, judgment.low, judgment.high, interval),
-            _number(judgment.bound),
-            Text(text.safe(judgment.reason) or ("sure" if judgment.sure else "within its interval"), QUIET),
+            Text("pass", NEWS_STYLES["good"]) if judgement.passed else Text("FAIL", NEWS_STYLES["bad"]),
+            Text(text.safe(judgement.gate)),
+            _number(judgement.value, judgement.low, judgement.high, interval),
+            _number(judgement.bound),
+            Text(text.safe(how_sure(judgement)), QUIET),
         ]
 
     rows = [row(judgment, True) for judgment in judgments]
     if _needs(header, rows) > width:
         rows = [row(judgment, False) for judgment in judgments]
     return _table(header, rows, numbers=range(2, 4), caption=[])
+
+
+def how_sure(judgement: Judgement) -> str:
+    """Whether the verdict would be the same anywhere in the interval; or why there is no figure."""
+    if judgement.reason:
+        return judgement.reason
+    return "sure" if judgement.sure else "within its interval"
 
 
 def scores(results: Mapping[str, Results], *, width: int = 80) -> Table:
