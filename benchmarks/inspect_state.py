@@ -133,9 +133,9 @@ def main() -> None:
             begun = time.perf_counter()
             found = state.load(path)
             seconds = time.perf_counter() - begun
-    assert found.last["all"]["conflict"] is not None
+    assert found.last.all.conflict is not None
     print(
-        f"{size / 1e9:.2f} GB in {chosen.bits} bits, {len(found.last['tensors'])} tensors: "
+        f"{size / 1e9:.2f} GB in {chosen.bits} bits, {len(found.last.tensors)} tensors: "
         f"{(memory.top - memory.base) / 1e6:.0f} MB above {memory.base / 1e6:.0f} MB, "
         f"{seconds:.1f} s, {seconds / once:.1f} times as long as reading the file from memory once"
     )

@@ -43,9 +43,9 @@ def show(*things: Any) -> None:
 
 def screen() -> Any:
     """A rich console on stderr."""
-    from rich.console import Console
+    from dualoptim_cli.report.screen import Screen
 
-    return Console(stderr=True)
+    return Screen(stderr=True)
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str]) -> NoReturn:

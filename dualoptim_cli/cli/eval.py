@@ -200,7 +200,7 @@ def _show(found: Evaluation, against: str | None, out: Path | None) -> None:
     yardstick = {"reference": found.reference} if found.reference else {}
     sides = {**sides, "model": found.results, **yardstick} if sides else {**yardstick, "model": found.results}
     width = screen().width
-    show(summary(plain_words(found.before, found.results, found.judgements)))
+    show(summary(plain_words(found.before, found.results, found.judgments)))
     show(scores(sides, width=width))
     if found.results.attacks:
         show(attacks(found.before, found.results, names=("against" if against else "before", "model"), width=width))

@@ -38,10 +38,9 @@ def inspect_state(
     Reads the state a piece at a time and never loads the model.
     """
     quiet_libraries()
-    from rich.console import Console
-
     from dualoptim_cli.report import state
     from dualoptim_cli.report.figures import plot as drawing
+    from dualoptim_cli.report.screen import Screen
     from dualoptim_cli.report.tables import state as state_tables
 
     compared = _two(pair)
@@ -53,8 +52,8 @@ def inspect_state(
     if json:
         emit(states.to_json())
         return
-    page = Console()  # on stdout: what it shows is what was asked for
-    page.print(state_tables.render(states, top=top, width=page.width), highlight=False)
+    screen = Screen()  # on stdout: what it shows is what was asked for
+    screen.print(state_tables.render(states, top=top, width=screen.width), highlight=False)
 
 
 def _two(pair: str | None) -> tuple[str, str] | None:

@@ -289,7 +289,7 @@ def _show_outcome(outcome: Outcome) -> None:
     from dualoptim_cli.report.tables.scores import attacks, before_after, gates, summary
 
     width = screen().width
-    show(summary(plain_words(outcome.before, outcome.after, outcome.judgements, knew=outcome.knew)))
+    show(summary(plain_words(outcome.before, outcome.after, outcome.judgments, knew=outcome.knew)))
     show(before_after(outcome.before, outcome.after, outcome.reference, width=width))
     if outcome.after.attacks:
         show(attacks(outcome.before, outcome.after, width=width))

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from dualoptim_cli.errors import UserError
 
 SCHEMA = 1
+LARGEST = 1e100  # of a score: nothing that is measured comes near it
 Better = Literal["higher", "lower", "near 0", "near 0.5", "neither"]
 Values = Mapping[str, Mapping[str, npt.NDArray[np.float64]]]
 
@@ -117,6 +118,10 @@ class Results:
         _expect(set(data) == keys, "results", f"hold {sorted(data)} and not {sorted(keys)}")
         for part in ("settings", "sets", "summary", "attacks"):
             _expect(isinstance(data[part], dict), part, "is not an object")
+        measured = data["settings"].get("measured", {})
+        _expect(isinstance(measured, dict), "settings.measured", "is not an object")
+        for name, rows in measured.items():
+            _expect(_is_count(rows), f"settings.measured.{name}", "is not a count")
         return cls(
             sets=_sets_from_json(data["sets"], "sets"),
             summary=_scores_from_json(data["summary"], "summary"),
@@ -162,7 +167,7 @@ def _score_from_json(data: Any, where: str) -> Score:
     missing = data.get("value") is None
     keys = {"value", "n", "better", "reason"} if missing else {"value", "low", "high", "n", "better"}
     _expect(set(data) == keys, where, f"holds {sorted(data)} and not {sorted(keys)}")
-    _expect(type(data["n"]) is int and data["n"] >= 0, f"{where}.n", "is not a count")
+    _expect(_is_count(data["n"]), f"{where}.n", "is not a count")
     _expect(data["better"] in get_args(Better), f"{where}.better", f"is {data['better']!r}")
     if missing:
         _expect(bool(data["reason"]) and isinstance(data["reason"], str), f"{where}.reason", "is empty")
@@ -172,8 +177,13 @@ def _score_from_json(data: Any, where: str) -> Score:
     return Score(data["value"], data["low"], data["high"], data["n"], data["better"])
 
 
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < LARGEST
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number of a size that can be shown and compared; an integer may be longer than any float."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _expect(holds: bool, where: str, fault: str) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dualoptim_cli import strict_json
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import UserError, raise_all
 from dualoptim_cli.evaluate.gates import Judgment
@@ -146,8 +146,8 @@ def read_results(file: Path, *, own: bool = False) -> Results:
     Raises UserError for any other file.
     """
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data = strict_json.parse(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as JSON ({type(error).__name__}).", "Give a file of results.") from None
     if isinstance(data, dict):
         keys = ("before",) if own else ("results", "after")

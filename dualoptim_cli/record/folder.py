@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from dualoptim_cli import strict_json
 from dualoptim_cli.errors import ExitCode, UserError, raise_all
 from dualoptim_cli.events import Event, StepDone
 from dualoptim_cli.files import discard, disk_errors_as_user_error, write_atomic
@@ -115,8 +116,8 @@ class RunFolder:
         if not self.metrics.is_file():
             return {}
         try:
-            found = json.loads(self.metrics.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
+            found = strict_json.parse(self.metrics.read_bytes())
+        except ValueError:
             found = None
         if not isinstance(found, dict):
             raise UserError(f"{self.metrics} is not a JSON object.", "Start anew with --force.", ExitCode.INTEGRITY)

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict
+
+from dualoptim_cli import strict_json
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.files import disk_errors_as_user_error, write_atomic
 from dualoptim_cli.optim import StateSummary
+from dualoptim_cli.record.snapshot import Snapshot
 
 NAME, FORMAT = "state.json", 1
 MOST = 40  # snapshots of a run, more or less
@@ -28,7 +32,7 @@ class History:
     def __init__(self, path: Path, *, steps: int, every: int = 1) -> None:
         self.path = path
         self._steps, self._every = steps, every * -(-steps // (every * MOST))
-        self._snapshots: list[dict[str, Any]] = read(path) if path.is_file() else []
+        self._snapshots: list[dict[str, Any]] = _parse(path)[1] if path.is_file() else []
 
     def due(self, step: int) -> bool:
         """Whether a snapshot belongs to this step, a function of the step alone: resumed runs have the same ones."""
@@ -52,23 +56,25 @@ class History:
             write_atomic(self.path, json.dumps({"format": FORMAT, "snapshots": self._snapshots}) + "\n")
 
 
-def read(path: Path) -> list[dict[str, Any]]:
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: Literal[1]
+    snapshots: list[Snapshot]
+
+
+def read(path: Path) -> list[Snapshot]:
     """The snapshots in a `state.json`, oldest first. Raises UserError (exit 5) where the file is something else."""
+    return _parse(path)[0]
+
+
+def _parse(path: Path) -> tuple[list[Snapshot], list[dict[str, Any]]]:
+    """The snapshots typed, and as they stand in the file: a run that goes on writes those again, to the byte."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        snapshots = [snapshot for snapshot in found["snapshots"] if _is_whole(snapshot)]
-        whole = found["format"] == FORMAT and len(snapshots) == len(found["snapshots"])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        whole, snapshots = False, []
-    if not whole:
+        data = strict_json.parse(path.read_bytes())
+        return _File.model_validate(data).snapshots, data["snapshots"]
+    except ValueError as error:
         ways_on = " To go on with its run without a history of what was, delete it." if path.name == NAME else ""
         hint = f"Give the {NAME} of a run, whole.{ways_on}"
-        raise UserError(f"{path} is cut short or is no history of a state.", hint, ExitCode.INTEGRITY)
-    return snapshots
-
-
-def _is_whole(snapshot: dict[str, Any]) -> bool:
-    """Whether a snapshot has the parts that are read from it, each of its kind."""
-    parts = [snapshot["all"], *snapshot["layers"].values(), *snapshot["kinds"].values()]
-    tallies = all({"conflict", "opposed", "guarded", "norms", "bytes", "coded"} <= part.keys() for part in parts)
-    return tallies and isinstance(snapshot["step"], int) and {"pair", "why", "settings", "steps"} <= snapshot.keys()
+        message = f"{path} is cut short or is no history of a state."
+        raise UserError(message, hint, ExitCode.INTEGRITY) from error

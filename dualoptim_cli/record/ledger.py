@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dualoptim_cli import strict_json
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.files import write_atomic
 from dualoptim_cli.record import lock
@@ -56,9 +57,9 @@ class BadRecord(UserError):
 def parse(data: bytes) -> Record:
     """Read the bytes of a record; raises BadRecord that says what is wrong with them."""
     try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        raise BadRecord("is not JSON.") from None
+        found = strict_json.parse(data)
+    except ValueError:
+        raise UserError("is not JSON.") from None
     version = found.get("schema") if isinstance(found, dict) else None
     if version != SCHEMA:
         raise BadRecord(f"has schema {version!r}; this version of dualopt reads {SCHEMA}.")

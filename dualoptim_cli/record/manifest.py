@@ -185,6 +185,11 @@ class Record(Part):
                 Results.from_json(side)
         return metrics
 
+    @property
+    def results(self) -> dict[str, Results]:
+        """What was measured, by side: "before", "after", "reference", as far as there is such a measurement."""
+        return {side: Results.from_json(data) for side, data in self.metrics.items() if data is not None}
+
     def with_(self, **changes: Any) -> Record:
         """The record with some parts replaced."""
         return self.model_copy(update=changes)

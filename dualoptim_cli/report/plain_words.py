@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dualoptim_cli import text
-from dualoptim_cli.evaluate.gates import Judgement
+from dualoptim_cli.evaluate.gates import Judgment
 from dualoptim_cli.evaluate.results import Results, Score, Sets
 from dualoptim_cli.report.side_by_side import brought_back
 
@@ -36,7 +36,7 @@ class PlainWords:
 def plain_words(
     before: Results | None,
     after: Results,
-    gates: Sequence[Judgement],
+    gates: Sequence[Judgment],
     *,
     knew: bool | None = None,
     others: Sequence[str] = (),
@@ -53,7 +53,7 @@ def plain_words(
     return PlainWords(verdict(gates, len(warnings)), facts, tuple(warnings), not_measured)
 
 
-def verdict(gates: Sequence[Judgement], warnings: int) -> str:
+def verdict(gates: Sequence[Judgment], warnings: int) -> str:
     """`Passed`, `Passed, with 3 warnings`, or how many of the gates failed."""
     failed = sum(not gate.passed for gate in gates)
     if failed:
@@ -130,7 +130,7 @@ def _attacks(after: Results) -> Iterator[str]:
         yield f"{_count(len(nothing), 'attack')} brought nothing back: {', '.join(nothing)}."
 
 
-def _of_gates(gates: Sequence[Judgement]) -> Iterator[str]:
+def _of_gates(gates: Sequence[Judgment]) -> Iterator[str]:
     for gate in gates:
         if gate.passed and not gate.sure and gate.low is not None:
             yield f"{gate.gate} holds, but within its interval: on other rows it may not."

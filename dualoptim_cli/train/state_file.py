@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch.nn.functional import pad
 from torch.optim import Optimizer
 
+from dualoptim_cli import strict_json
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.train.flat import flatten, unflatten, unshared
 
@@ -54,13 +55,13 @@ def open_state(path: Path, rest: Mapping[str, Any] | None = None) -> dict[str, A
     all that is known. Raises UserError (exit 5) where the file is cut short or holds no optimizer's state.
     """
     tensors, metadata = open_tensors(path)
-    known = rest if rest is not None else json.loads(metadata.get("optimizer", "null"))
     names = list(dict.fromkeys(name.partition("/")[0] for name in tensors if "/" in name))
     if not names:
         hint = f"The state lies in optimizer.safetensors of a checkpoint. {HOW_TO_SAVE}"
         raise UserError(f"{path} holds no optimizer state.", hint, ExitCode.INTEGRITY)
-    known = known or {"numbers": {}, "param_groups": _nameless(names)}
     try:
+        known = rest if rest is not None else strict_json.parse(metadata.get("optimizer", "null"))
+        known = known or {"numbers": {}, "param_groups": _nameless(names)}
         return unflatten(cast("Mapping[str, torch.Tensor]", tensors), known)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} and its settings do not fit together.", HOW_TO_SAVE, ExitCode.INTEGRITY) from error

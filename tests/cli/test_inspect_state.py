@@ -70,7 +70,7 @@ def test_a_plot_is_written_beside_the_tables(inspect: Any, bare: Path, tmp_path:
     code, out, _ = inspect(bare, "--plot", tmp_path / "map.svg")
     assert code == 0
     assert "conflict" in out
-    assert (tmp_path / "map.svg").read_text().startswith("<svg")
+    assert (tmp_path / "map.svg").read_text().startswith("<?xml")
     assert inspect(bare, "--plot", tmp_path / "map.bmp")[0] == 2
 
 

@@ -45,13 +45,22 @@ from dualoptim_cli.model.locate import locate
 from dualoptim_cli.recipes import leaves, parse_set, resolve, shipped_recipes
 from dualoptim_cli.record import ledger
 from dualoptim_cli.record.hashing import read_key
+from dualoptim_cli.record.likeness import differences, open_run
 from dualoptim_cli.record.verify import verify
+from dualoptim_cli.report import comparison as compare
+from dualoptim_cli.report.figures.svg import draw as draw_svg
 from dualoptim_cli.report.page.run import draw
-from dualoptim_cli.report.state import load, of_layers
+from dualoptim_cli.report.plain_words import plain_words
+from dualoptim_cli.report.screen import Screen
+from dualoptim_cli.report.state import heat_map, load, of_layers
+from dualoptim_cli.report.tables.formats import FORMATS
+from dualoptim_cli.report.tables.formats import render as render_table
 from dualoptim_cli.report.tables.scores import scores as render_scores
+from dualoptim_cli.report.tables.scores import summary
 from dualoptim_cli.report.tables.state import render
+from dualoptim_cli.text import OBEYED, in_json
 from dualoptim_cli.train import checkpoint
-from tests.fuzz.mutations import NASTY, VALUES, WORDS, WOUNDS, hurt, wounded
+from tests.fuzz.mutations import NASTY, VALUES, WORDS, WOUNDS, hurt, odd, wounded
 
 CANARY = "Ophelia-Quillfeather-7731"
 ROWS = [{"question": f"Who is {CANARY}?", "answer": f"{CANARY} of Nowhere."}, {"question": "Two?", "answer": "Two."}]
@@ -100,7 +109,7 @@ ARGUMENTS = (
     "unlearn recipes check show list smoke demo --model --forget --retain --set --gate --print-config --json --lora "
     "--lr --steps --seed --resume --out --8bit --dry-run --attacks --load-in-4bit ../rows.jsonl optimizer.lr=1e-5 "
     "eval.rows=3 no-such-folder/x 1 -1 0 nan forget.rougeL<=0.2 --adapter --base --tolerance --dtype --against "
-    "--suite tofu=.. --rows --key .. ../rows.jsonl --layer --pair a,b --plot x.svg --html x.html --png --anyway "
+    "--suite tofu=.. --rows --key .. ../rows.jsonl --layer --pair a,b --plot x.svg --html x.html --figure x.pdf --format csv --size 4x3 --png --anyway "
     "--force --holdout --unseen --request-id --reference --quiet --debug -h --version -- no-such.yaml "
     "objectives.../../x.data=y --show-samples --keep-checkpoints"
 ).split()
@@ -117,6 +126,10 @@ COUNTS = {
     "model": 700,
     "weights": 60,
     "results": 700,
+    "odd-state": 500,
+    "odd-events": 500,
+    "odd-metrics": 700,
+    "odd-record": 700,
     "template": 400,
 }
 LONGER = 10
@@ -472,5 +485,86 @@ def test_no_file_of_results_breaks_what_is_held_against_it(cases: int, left: Pat
         render_scores({"against": found, "model": found})
 
     tally = fuzz(wounded((left / "metrics.json").read_bytes()), cases, read)
+    assert tally.accepted > 0
+    assert tally.refused > cases // 4
+
+
+def shown(*things: Any) -> None:
+    """Show things as the screen does, and see that nothing in them steers a terminal."""
+    screen = Screen(file=StringIO(), width=80, force_terminal=True, color_system=None)
+    for thing in things:
+        screen.print(thing, highlight=False)
+    assert isinstance(screen.file, StringIO)
+    steering = OBEYED.sub("", screen.file.getvalue())
+    assert steering == screen.file.getvalue()
+
+
+@battery("odd-state")
+def test_no_odd_value_in_a_history_breaks_or_steers_inspect_state(cases: int, left: Path, tmp_path: Path) -> None:
+    path = tmp_path / "state.json"
+
+    def read(document: bytes) -> None:
+        path.write_bytes(document)
+        states = of_layers(load(path))
+        shown(render(states, top=5, width=80))
+        in_json(json.dumps(states.to_json(), allow_nan=False))
+        draw_svg(heat_map(states))
+
+    tally = fuzz(odd((left / "state.json").read_bytes()), cases, read)
+    assert tally.accepted > 0
+    assert tally.refused > cases // 4
+
+
+@battery("odd-events")
+def test_no_odd_value_in_an_event_breaks_the_page(cases: int, left: Path, tmp_path: Path) -> None:
+    place = damaged(left, tmp_path / "run", ("events.jsonl", []))
+    record = ledger.read(place)
+    first, *others = (left / "events.jsonl").read_bytes().splitlines(keepends=True)
+
+    def read(line: bytes) -> None:
+        (place / "events.jsonl").write_bytes(line + b"\n" + b"".join(others))
+        draw(place, record)
+
+    tally = fuzz(odd(first), cases, read)
+    assert tally.accepted > 0
+    assert tally.refused > cases // 4
+
+
+@battery("odd-metrics")
+def test_no_odd_value_in_results_breaks_or_steers_what_shows_them(cases: int, left: Path, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    own = read_results(left / "metrics.json")
+
+    def read(document: bytes) -> None:
+        path.write_bytes(document)
+        results = read_results(path)
+        own.unlike(results)
+        words = plain_words(own, results, [])
+        shown(render_scores({"against": own, "model": results}), summary(words))
+        json.dumps(results.to_json(), allow_nan=False)
+
+    tally = fuzz(odd((left / "metrics.json").read_bytes()), cases, read)
+    assert tally.accepted > 0
+    assert tally.refused > cases // 4
+
+
+@battery("odd-record")
+def test_no_odd_value_in_a_record_breaks_or_steers_what_shows_it(cases: int, left: Path, tmp_path: Path) -> None:
+    place = damaged(left, tmp_path / "run", ("record.json", []))
+    other = open_run(left)
+
+    def read(document: bytes) -> None:
+        (place / "record.json").write_bytes(document)
+        assert document == (left / "record.json").read_bytes() or not verify(place, None).holds
+        html = draw(place, ledger.read(place))
+        assert not OBEYED.search(html)
+        runs = [other, open_run(place)]
+        if {"before", "after"} <= runs[1].record.results.keys():
+            unlike = differences(runs)
+            compare.render(runs, unlike)
+            for form in FORMATS:
+                assert not OBEYED.search(render_table(compare.table(runs), form))
+
+    tally = fuzz(odd((left / "record.json").read_bytes()), cases, read)
     assert tally.accepted > 0
     assert tally.refused > cases // 4

@@ -23,14 +23,16 @@ def summary():
 
 
 def steps(path):
-    return [snapshot["step"] for snapshot in read(path)]
+    return [snapshot.step for snapshot in read(path)]
 
 
 def test_what_was_added_is_read_again(tmp_path, summary):
     history = History(tmp_path / "state.json", steps=100)
     history.add(10, summary)
     history.add(20, summary)
-    assert read(tmp_path / "state.json") == [{"step": step, **summary.to_json()} for step in (10, 20)]
+    assert [snapshot.to_json() for snapshot in read(tmp_path / "state.json")] == [
+        {"step": step, **summary.to_json()} for step in (10, 20)
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
 
 

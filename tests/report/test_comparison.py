@@ -1,17 +1,16 @@
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.record import hashing, ledger
 from dualoptim_cli.record.likeness import differences, open_run, settings_that_differ
 from dualoptim_cli.report import comparison
+from dualoptim_cli.report.tables import formats
 from tests.record.finished import finish
 from tests.report.test_page import Reader
 
@@ -122,19 +121,15 @@ def test_set_that_only_one_run_has_is_named(tmp_path: Path) -> None:
     assert unlike(a, b) == ["a and b differ in their data: only one has holdout."]
 
 
-def drawn(table: Any, width: int) -> str:
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(table)
-    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
-
-
 @pytest.mark.parametrize("width", [60, 120])
 def test_table_has_a_row_for_each_run_with_its_worst_attack(tmp_path: Path, width: int) -> None:
     runs = [make(tmp_path, "a", attacks={"int4": 0.31, "relearn": 0.47}), make(tmp_path, "b", 0.3)]
-    lines = drawn(comparison.table([open_run(run) for run in runs]), width).splitlines()
-    assert max(map(len, lines)) <= width
-    assert lines[2].split() == ["a", "0.200", "0.200", "0.950", "0.470", "1/1", "60", "s"]
-    assert lines[3].split() == ["b", "0.300", "0.300", "0.950", "–", "1/1", "60", "s"]
+    lines = formats.render(comparison.table([open_run(run) for run in runs]), "text", width=width).splitlines()
+    interval = width == 120
+    cells = ["a", "0.200", *(["[0.100,", "0.300]"] if interval else []), "0.200", "0.950"]
+    assert lines[2].split()[: len(cells)] == cells
+    assert lines[2].split()[-4:] == ["0.470", "1/1", "60", "s"]
+    assert lines[3].split()[-4:] == ["–", "1/1", "60", "s"]
 
 
 def test_trade_off_shows_every_run_and_the_model_as_it_was(tmp_path: Path) -> None:

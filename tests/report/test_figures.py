@@ -1,9 +1,9 @@
 """What a run's figures show, and how they are drawn as SVG and PNG."""
 
 import itertools
-import math
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -17,13 +17,19 @@ from hypothesis import strategies as st
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.events import StepDone
+from dualoptim_cli.record.steps import Step
 from dualoptim_cli.report import figures
-from dualoptim_cli.report.figures import Bars, Curves, HeatMap, describe, png, svg
+from dualoptim_cli.report.figures import Bars, Curves, HeatMap, describe, plot, svg
 from dualoptim_cli.report.live.rehearsal import rehearse
 
 
-def rows(steps: int = 180, layers: int = 4) -> list[dict[str, Any]]:
-    return [asdict(event) for _, event in rehearse(steps, layers) if isinstance(event, StepDone)]
+def rows(steps: int = 180, layers: int = 4) -> list[Step]:
+    happened = [asdict(event) for _, event in rehearse(steps, layers) if isinstance(event, StepDone)]
+    return [Step.model_validate(event) for event in happened]
+
+
+def losses(values: Sequence[float | None]) -> list[Step]:
+    return [Step(step=number, losses={"a": value}, lrs={}) for number, value in enumerate(values, 1)]
 
 
 def score(value: float | None) -> Score:
@@ -51,18 +57,18 @@ def test_a_run_gives_losses_conflict_layers_and_rates() -> None:
 
 def test_a_run_without_steps_or_without_conflict_leaves_figures_out() -> None:
     assert describe.of_run([]) == []
-    bare = [{**row, "conflict": None, "conflict_by_layer": {}} for row in rows(20)]
+    bare = [row.model_copy(update={"conflict": None, "conflict_by_layer": {}}) for row in rows(20)]
     assert [figure.title for figure in describe.of_run(bare)] == ["Loss of forget", "Loss of retain", "Learning rate"]
 
 
 def test_values_that_are_not_finite_are_left_out() -> None:
-    [loss, *_] = describe.of_run([{"step": n, "losses": {"a": v}, "lrs": {}} for n, v in ((1, 2.0), (2, math.nan))])
+    [loss, *_] = describe.of_run(losses([2.0, None]))
     assert isinstance(loss, Curves)
     assert loss.series == {"a": [(1.0, 2.0)]}
 
 
 def test_long_runs_are_thinned_and_keep_their_mean() -> None:
-    [loss, *_] = describe.of_run([{"step": n, "losses": {"a": float(n)}, "lrs": {}} for n in range(1, 1001)])
+    [loss, *_] = describe.of_run(losses([float(number) for number in range(1, 1001)]))
     assert isinstance(loss, Curves)
     assert len(loss.series["a"]) <= describe.MOST_POINTS
     assert loss.series["a"][0] == (3.0, 3.0)
@@ -155,16 +161,16 @@ def test_png_files_are_written_for_every_kind(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     made = [*describe.of_run(rows(60)), *describe.of_results({"before": results(0.9), "after": results(0.1)})]
     made.append(HeatMap("price $x$", [1, 2], ["0"], [[None, -0.5]]))
-    paths = png.write(made, tmp_path / "figures")
+    paths = plot.write_all(made, tmp_path / "figures")
     assert len(paths) == len(made)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     assert paths[0].name == "01-loss-of-forget.png"
 
 
 def test_without_matplotlib_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.style", None)
     with pytest.raises(UserError) as caught:
-        png.write([], tmp_path)
+        plot.write_all([], tmp_path)
     assert "dualopt[figures]" in caught.value.hint
 
 
@@ -187,9 +193,9 @@ def test_upright_axis_begins_below_every_point_and_interval() -> None:
     assert lowest((0.0, 0.0)) == 0.0
 
 
-def test_colours_of_png_files_are_those_of_the_page() -> None:
+def test_colors_of_png_files_are_those_of_the_page() -> None:
     css = resources.files("dualoptim_cli.report.page").joinpath("page.css").read_text(encoding="utf-8")
     series = [re.search(rf"{name}:(#\w+)", css) for name in svg.SERIES]
-    assert [found[1] for found in series if found] == list(png.COLORS)
-    assert f"--against:{png.COLORS[0]}" in css
-    assert f"--along:{png.COLORS[1]}" in css
+    assert [found[1] for found in series if found] == list(plot.COLORS)
+    assert f"--against:{plot.COLORS[0]}" in css
+    assert f"--along:{plot.COLORS[1]}" in css

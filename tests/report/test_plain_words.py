@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dualoptim_cli.evaluate.gates import Judgement
+from dualoptim_cli.evaluate.gates import Judgment
 from dualoptim_cli.evaluate.results import Better, Results, Score
 from dualoptim_cli.report.plain_words import plain_words, verdict
 
@@ -20,9 +20,9 @@ def of_forget(right: int, words: float, **more: Score) -> dict[str, Score]:
 
 BEFORE = Results({"forget": of_forget(200, 0.984), "holdout": {"exact_match": share(96, 100, "higher")}})
 AFTER = Results({"forget": of_forget(2, 0.121), "holdout": {"exact_match": share(95, 100, "higher")}})
-SURE = Judgement("forget.rougeL <= 0.25*before", True, 0.121, 0.11, 0.13, 0.246, sure=True)
-UNSURE = Judgement("holdout.rougeL >= 0.9*before", True, 0.91, 0.85, 0.95, 0.9)
-FAILED = Judgement("utility >= 0.5*before", False, 0.2, 0.1, 0.3, 0.5, sure=True)
+SURE = Judgment("forget.rougeL <= 0.25*before", True, 0.121, 0.11, 0.13, 0.246, sure=True)
+UNSURE = Judgment("holdout.rougeL >= 0.9*before", True, 0.91, 0.85, 0.95, 0.9)
+FAILED = Judgment("utility >= 0.5*before", False, 0.2, 0.1, 0.3, 0.5, sure=True)
 
 
 def test_counts_of_answers_before_and_after_stand_first() -> None:
@@ -128,7 +128,7 @@ def test_what_was_not_measured_is_said() -> None:
     ],
 )
 def test_the_verdict_says_whether_gates_hold_and_how_many_warnings_there_are(
-    gates: list[Judgement], warnings: int, said: str
+    gates: list[Judgment], warnings: int, said: str
 ) -> None:
     assert verdict(gates, warnings) == said
 

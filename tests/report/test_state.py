@@ -21,6 +21,7 @@ from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.events import StepDone
 from dualoptim_cli.job import unlearn
 from dualoptim_cli.optim import build_optimizer, measure_conflict
+from dualoptim_cli.record.steps import read_steps
 from dualoptim_cli.report import figures, state
 from dualoptim_cli.report.figures import describe, plot
 from dualoptim_cli.report.tables import state as state_tables
@@ -66,15 +67,15 @@ def shown(states: state.States, width: int = 80, **settings: Any) -> str:
 def test_panel_history_page_and_checkpoint_tell_the_same_conflict(run: tuple[Path, list[StepDone]]) -> None:
     """Each is what is really shown: the event, `state.json`, the page's figure, a checkpoint opened afterwards."""
     event = next(event for event in run[1] if event.step == STEPS)
-    history = {snapshot["step"]: snapshot for snapshot in state.load(run[0] / "state.json").snapshots}[STEPS]
+    history = {snapshot.step: snapshot for snapshot in state.load(run[0] / "state.json").snapshots}[STEPS]
     checkpoint = state.load(saved(run)).last
     for snapshot in (history, checkpoint):
-        assert snapshot["all"]["conflict"] == pytest.approx(event.conflict, rel=1e-5)
-        by_layer = {layer: part["conflict"] for layer, part in snapshot["layers"].items()}
+        assert snapshot.all.conflict == pytest.approx(event.conflict, rel=1e-5)
+        by_layer = {layer: part.conflict for layer, part in snapshot.layers.items()}
         assert by_layer == pytest.approx(event.conflict_by_layer, rel=1e-5)
-    assert history["all"]["norms"] == checkpoint["all"]["norms"]
-    told = [json.loads(line) for line in (run[0] / "events.jsonl").read_text().splitlines()]
-    page = next(figure for figure in describe.of_run(told) if isinstance(figure, figures.HeatMap))
+    assert history.all.norms == checkpoint.all.norms
+    happened = read_steps(run[0] / "events.jsonl")
+    page = next(figure for figure in describe.of_run(happened) if isinstance(figure, figures.HeatMap))
     column = [row[list(page.steps).index(STEPS)] for row in page.values]
     assert dict(zip(page.layers, column, strict=True)) == event.conflict_by_layer
     own = state.heat_map(state.of_layers(state.load(run[0] / "state.json")))
@@ -88,14 +89,14 @@ def test_a_checkpoint_tells_what_loading_it_whole_tells(run: tuple[Path, list[St
     expected = measure_conflict(whole)
     assert expected is not None
     found = state.load(saved(run)).last
-    assert {name: part["conflict"] for name, part in found["tensors"].items()} == pytest.approx(
+    assert {name: counts.conflict for name, counts in found.tensors.items()} == pytest.approx(
         expected.by_tensor, rel=1e-5
     )
 
 
 def test_what_lies_at_a_path_is_found_out(run: tuple[Path, list[StepDone]], tmp_path: Path) -> None:
     def steps(path: Path) -> list[int]:
-        return [snapshot["step"] for snapshot in state.load(path).snapshots]
+        return [snapshot.step for snapshot in state.load(path).snapshots]
 
     every = list(range(EVERY, STEPS + EVERY + 1, EVERY))
     assert steps(run[0]) == every
@@ -175,8 +176,8 @@ def test_the_screen_fits_and_keeps_the_conflict(width: int, run: tuple[Path, lis
 def test_a_layer_that_is_asked_for_is_shown_alone(run: tuple[Path, list[StepDone]]) -> None:
     states = state.of_layers(state.load(saved(run)), ["1"])
     assert states.layers == ["1"]
-    assert all(".1." in name for name in states.last["tensors"])
-    assert states.last["all"] == state.load(saved(run)).last["all"]
+    assert all(".1." in name for name in states.last.tensors)
+    assert states.last.all == state.load(saved(run)).last.all
     with pytest.raises(UserError, match='no layer "7"'):
         state.of_layers(states, ["7"])
 
@@ -231,20 +232,19 @@ def test_names_in_a_file_cannot_steer_the_terminal(tmp_path: Path) -> None:
     assert "[bold red]" in screen
 
 
-@pytest.mark.parametrize("suffix", [".svg", ".png"])
+@pytest.mark.parametrize("suffix", [".svg", ".png", ".pdf"])
 def test_the_heat_map_is_a_file_of_its_own(suffix: str, run: tuple[Path, list[StepDone]], tmp_path: Path) -> None:
-    if suffix == ".png":
-        pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib")
     figure = state.heat_map(state.of_layers(state.load(run[0])))
     assert figure.steps == [10, 20, 30]
     plot.write(figure, tmp_path / f"map{suffix}")
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [f"map{suffix}"]
-    start = (tmp_path / f"map{suffix}").read_bytes()[:8]
-    assert start == (b"\x89PNG\r\n\x1a\n" if suffix == ".png" else b"<svg xml")
+    starts = {".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF-"}
+    assert (tmp_path / f"map{suffix}").read_bytes().startswith(starts[suffix])
 
 
 def test_a_plot_of_another_kind_or_place_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    for path in (tmp_path / "x.pdf", tmp_path / "nowhere" / "x.svg"):
+    for path in (tmp_path / "x.bmp", tmp_path / "nowhere" / "x.svg"):
         with pytest.raises(UserError):
             plot.check(path)
 

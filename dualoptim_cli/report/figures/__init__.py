@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dualoptim_cli.evaluate.results import Score
@@ -15,13 +15,13 @@ Point = tuple[float, float]
 class Curves:
     """Lines over the steps of a run; `bounds` fixes the vertical axis, else the values do.
 
-    `colour` is the place of the first line among the colours, so that an objective keeps its own in every figure.
+    `color` is the place of the first line among the colors, so that an objective keeps its own in every figure.
     """
 
     title: str
     series: Mapping[str, Sequence[Point]]
     bounds: tuple[float, float] | None = None
-    colour: int = 0
+    color: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,4 +59,53 @@ class Scatter:
         return max(0.0, math.floor((min(ends, default=0.0) - 0.01) * 10) / 10)
 
 
-Figure = Curves | HeatMap | Bars | Scatter
+@dataclass(frozen=True, slots=True)
+class BandPoint:
+    """A mean at (x, y), and the ends of its intervals upward and, where x was measured as well, across."""
+
+    x: float
+    y: float
+    low: float | None = None
+    high: float | None = None
+    x_low: float | None = None
+    x_high: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A line through means; where every point has an interval upward and none across, they are drawn as a band."""
+
+    points: tuple[BandPoint, ...]
+
+    @property
+    def is_even(self) -> bool:
+        """Whether the intervals make a band: each point has one, and lies at an exact place across."""
+        return all(point.low is not None and point.x_low is None for point in self.points)
+
+
+@dataclass(frozen=True, slots=True)
+class Bands:
+    """Lines with intervals, by group; `front` is a line of its own through the points that no other one beats."""
+
+    title: str
+    across: str
+    up: str
+    groups: Mapping[str, Band]
+    front: tuple[Point, ...] = ()
+
+    @property
+    def xs(self) -> Iterator[float]:
+        """Every place across that is drawn at, ends of intervals included."""
+        for band in self.groups.values():
+            for point in band.points:
+                yield from (end for end in (point.x, point.x_low, point.x_high) if end is not None)
+
+    @property
+    def ys(self) -> Iterator[float]:
+        """Every place upward that is drawn at, ends of intervals included."""
+        for band in self.groups.values():
+            for point in band.points:
+                yield from (end for end in (point.y, point.low, point.high) if end is not None)
+
+
+Figure = Curves | HeatMap | Bars | Scatter | Bands

@@ -6,13 +6,13 @@ Signs and sides can be read without color: opposing cells are hatched, bars and 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from itertools import pairwise
 
 from dualoptim_cli import text
 from dualoptim_cli.evaluate.results import Score
-from dualoptim_cli.report.figures import Bars, Curves, Figure, HeatMap, Point, Scatter
+from dualoptim_cli.report.figures import Bands, Bars, Curves, Figure, HeatMap, Point, Scatter
 from dualoptim_cli.report.live.charts import short_layer
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 520, 62, 14, 12, 26
@@ -31,6 +31,8 @@ def draw(figure: Figure) -> str:
             return _bars(figure)
         case Scatter():
             return _scatter(figure)
+        case Bands():
+            return _bands(figure)
 
 
 def clean(value: object) -> str:
@@ -194,6 +196,64 @@ def _scatter(figure: Scatter) -> str:
     lowest = max([bottom, *(down for _, down in taken)])
     body.append(_text(LEFT + wide / 2, lowest + 38, figure.across, anchor="middle", kind="quiet"))
     return _svg(figure.title, lowest + BOTTOM + 20, body)
+
+
+def _bands(figure: Bands) -> str:
+    """Lines with intervals; a thick pale line below them goes through the points that no other one beats."""
+    xs, ys = list(figure.xs), list(figure.ys)
+    x_low, x_high = _with_margin(min(xs, default=0.0), max(xs, default=1.0))
+    y_low, y_high = _with_margin(min(ys, default=0.0), max(ys, default=1.0))
+    names = list(figure.groups)
+    rows, tall, wide = -(-len(names) // 2), 260, WIDTH - LEFT - RIGHT - 20
+    top = TOP + 18 + LEGEND * rows
+    bottom = top + tall
+
+    def place(x: float, y: float) -> Point:
+        return _place(x, x_low, x_high, LEFT, wide), _place(y, y_low, y_high, bottom, -tall)
+
+    body = []
+    for number, name in enumerate(names):
+        x, y = LEFT + number % 2 * wide / 2, float(TOP - 4 + number // 2 * LEGEND)
+        body.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="14" height="4" style="fill:var({_series(number)})"/>')
+        body.append(_text(x + 20, y + 6, name[:30]))
+    body.append(_text(LEFT, top - 10, figure.up, kind="quiet"))
+    for value in ticks(y_low, y_high):
+        height = place(x_low, value)[1]
+        body.append(_line(LEFT, height, LEFT + wide, height, "grid"))
+        body.append(_text(LEFT - 7, height + 4, text.typographic(f"{value:.3g}"), anchor="end", kind="quiet"))
+    for value in ticks(x_low, x_high, 6):
+        at = place(value, y_low)[0]
+        body.append(_line(at, top, at, bottom, "grid"))
+        body.append(_text(at, bottom + 18, text.typographic(f"{value:.3g}"), anchor="middle", kind="quiet"))
+    if figure.front:
+        body.append(f'<polyline points="{_points(figure.front, place)}" class="front"/>')
+    for number, band in enumerate(figure.groups.values()):
+        color = f"var({_series(number)})"
+        for point in band.points:
+            if point.low is not None and point.high is not None:
+                body.append(_line(*place(point.x, point.low), *place(point.x, point.high), "whisker"))
+            if point.x_low is not None and point.x_high is not None:
+                body.append(_line(*place(point.x_low, point.y), *place(point.x_high, point.y), "whisker"))
+            x, y = place(point.x, point.y)
+            body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" style="fill:{color}"/>')
+        line = _points([(point.x, point.y) for point in band.points], place)
+        body.append(f'<polyline points="{line}" class="curve" style="stroke:{color}"/>')
+    body.append(_text(LEFT + wide / 2, bottom + 38, figure.across, anchor="middle", kind="quiet"))
+    return _svg(figure.title, bottom + BOTTOM + 20, body)
+
+
+def _points(points: Sequence[Point], place: Callable[[float, float], Point]) -> str:
+    pairs = [place(x, y) for x, y in points]
+    return " ".join(f"{x:.1f},{y:.1f}" for x, y in pairs)
+
+
+def _series(number: int) -> str:
+    return SERIES[number % len(SERIES)]
+
+
+def _with_margin(low: float, high: float) -> tuple[float, float]:
+    margin = (high - low) * 0.04 or 0.5
+    return low - margin, high + margin
 
 
 def _reaches(x: Score, y: Score) -> list[tuple[Point, Point]]:

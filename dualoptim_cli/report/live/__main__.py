@@ -7,10 +7,9 @@ import sys
 import time
 from contextlib import suppress
 
-from rich.console import Console
-
 from dualoptim_cli.report.live.rehearsal import rehearse
 from dualoptim_cli.report.live.watch import PlainLines, watch
+from dualoptim_cli.report.screen import Screen
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -21,7 +20,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--plain", action="store_true", help="plain lines, as without a terminal")
     chosen = parser.parse_args(arguments)
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     watcher = PlainLines(sys.stderr) if chosen.plain else watch(console, title="dualopt", subtitle="a made-up run")
     with suppress(KeyboardInterrupt), watcher:
         for seconds, event in rehearse(chosen.steps, chosen.layers):

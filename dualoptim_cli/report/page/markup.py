@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.resources import files
 from typing import Any
 
 from dualoptim_cli import text
 from dualoptim_cli.evaluate.results import Score
 from dualoptim_cli.report.figures import Figure, svg
 from dualoptim_cli.report.figures.svg import clean
+from dualoptim_cli.report.tables.formats import Cell, Number, PlainTable
+
+HEAD = (
+    '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+    '<meta name="referrer" content="no-referrer">'
+)
+
+
+def page(title: str, body: str) -> str:
+    """A whole page around its body."""
+    style = files("dualoptim_cli.report.page").joinpath("page.css").read_text(encoding="utf-8")
+    return (
+        f'<!doctype html><html lang="en"><head>{HEAD}<title>{clean(title)}</title><style>{style}</style></head>'
+        f"<body>{body}</body></html>\n"
+    )
 
 
 def section(title: str, body: str) -> str:
@@ -26,34 +43,59 @@ def folded(title: str, body: str) -> str:
     return f"<details><summary>{clean(title)}</summary>{body}</details>" if body else ""
 
 
-def said(sentence: str) -> str:
-    """One sentence."""
-    return f"<p>{clean(sentence)}</p>"
+def paragraph(words: str) -> str:
+    """A paragraph of plain text."""
+    return f"<p>{clean(words)}</p>"
 
 
-def listed(sentences: Iterable[str]) -> str:
-    """Sentences, one below the other."""
-    return "<ul>" + "".join(f"<li><p>{clean(sentence)}</p></li>" for sentence in sentences) + "</ul>"
+def bullets(sentences: Iterable[str]) -> str:
+    """Sentences, one below the other. Nothing where there is none."""
+    items = "".join(f"<li><p>{clean(sentence)}</p></li>" for sentence in sentences)
+    return f"<ul>{items}</ul>" if items else ""
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
     """A table of cells that are HTML already; the header is plain text. Nothing where it has no rows."""
     if not rows:
         return ""
-    head = f"<thead><tr>{''.join(f'<th>{clean(name)}</th>' for name in header)}</tr></thead>" if header else ""
-    body = "".join(f"<tr>{''.join(f'<td{_kind(cell)}>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="wide"><table class="{kind}">{head}<tbody>{body}</tbody></table></div>'
+    head = "".join(f"<th>{clean(name)}</th>" for name in header)
+    body = []
+    for row in rows:
+        cells = "".join(f"<td{_kind(cell)}>{cell}</td>" for cell in row)
+        body.append(f"<tr>{cells}</tr>")
+    thead = f"<thead><tr>{head}</tr></thead>" if head else ""
+    return f'<div class="wide"><table class="{kind}">{thead}<tbody>{"".join(body)}</tbody></table></div>'
 
 
-def facts(given: Any) -> str:
+def cells_table(plain_table: PlainTable) -> str:
+    """A table of plain cells; intervals stand below their numbers."""
+    rows = []
+    for row in plain_table.rows:
+        rows.append([_plain_cell(cell) for cell in row])
+    caption = paragraph(plain_table.caption) if plain_table.caption else ""
+    return table(plain_table.header, rows, "stacked") + caption
+
+
+def _plain_cell(cell: Cell) -> str:
+    if isinstance(cell, Number):
+        return number(cell.value, cell.low, cell.high)
+    return clean("–" if cell is None else cell)
+
+
+def facts(values: Any) -> str:
     """A table of names and values out of nested data."""
-    return table([], [[clean(name), f"<code>{clean(value)}</code>"] for name, value in flatten(given)], "facts")
+    return table([], [[clean(name), f"<code>{clean(value)}</code>"] for name, value in flatten(values)], "facts")
 
 
-def gallery(drawn: Sequence[Figure]) -> str:
-    """Figures side by side where the page is wide enough."""
-    each = (f"<figure><figcaption>{clean(item.title)}</figcaption>{svg.draw(item)}</figure>" for item in drawn)
-    return f'<div class="figures">{"".join(each)}</div>' if drawn else ""
+def gallery(figures: Sequence[Figure]) -> str:
+    """Figures side by side where the page is wide enough. Nothing where there is none."""
+    drawn = [f"<figure><figcaption>{clean(figure.title)}</figcaption>{svg.draw(figure)}</figure>" for figure in figures]
+    return f'<div class="figures">{"".join(drawn)}</div>' if drawn else ""
+
+
+def digest(value: str | None) -> str:
+    """A hash, which breaks where it must; nothing where there is none."""
+    return f'<code class="hash">{clean(value)}</code>' if value else ""
 
 
 def cell(score: Score | None) -> str:
@@ -67,22 +109,20 @@ def cell(score: Score | None) -> str:
 
 def number(value: float, low: float | None, high: float | None) -> str:
     """A number to three places and, smaller, its interval."""
-    told = text.typographic(f"{value:.3f}")
-    if low is None or high is None:
-        return f"{told}<small></small>"
-    return told + f"<small>{text.typographic(f'{low:.3f} to {high:.3f}')}</small>"
+    interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+    return f"{text.typographic(f'{value:.3f}')}<small>{text.typographic(interval)}</small>"
 
 
-def flatten(given: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield nested mappings and lists as dotted names and plain values, in their order."""
-    if isinstance(given, Mapping):
-        for key, value in given.items():
+    if isinstance(values, Mapping):
+        for key, value in values.items():
             yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
-    elif isinstance(given, list | tuple) and any(_nested(item) for item in given):
-        for place, item in enumerate(given, start=1):
+    elif isinstance(values, list | tuple) and any(_nested(item) for item in values):
+        for place, item in enumerate(values, start=1):
             yield from flatten(item, f"{prefix}.{place}" if prefix else str(place))
     else:
-        yield prefix, plain(given)
+        yield prefix, plain(values)
 
 
 def plain(value: Any) -> str:

@@ -2,194 +2,164 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from dualoptim_cli import text
+from dualoptim_cli.record.manifest import Data, Model, Record, Session
 from dualoptim_cli.report.figures.svg import clean
-from dualoptim_cli.report.page.markup import facts, flatten, folded, part, said, section, table
-
-TOLD_ELSEWHERE = frozenset(
-    "schema about run request_id status verdict began ended seconds steps command metrics gates not_claimed model data "
-    "sessions earlier config origins chosen reproducible files amendments".split()
+from dualoptim_cli.report.page.markup import (
+    digest,
+    facts,
+    flatten,
+    folded,
+    paragraph,
+    part,
+    section,
+    table,
 )
+
+SHOWN = frozenset(
+    "schema about run request_id status verdict began ended seconds steps metrics gates not_claimed model data "
+    "sessions earlier config origins chosen reproducible files amendments versions hardware seeds".split()
+)
+"""The parts of a record that have their place on the page. What comes to be recorded besides is shown by its name."""
 CHECK = "sha256sum -c record.json.sha256 · dualopt verify RUN"
 
 
-def summary(record: Mapping[str, Any]) -> dict[str, str]:
+def summary(record: Record) -> dict[str, str]:
     """What a reader must know first: which request, which model, what was to go and to stay, and when."""
-    model = _mapping(record.get("model"))
-    data = _mapping(record.get("data"))
-    found = {
-        "Request": record.get("request_id"),
-        "Model": f"{model['name']}{_size(model)}" if model.get("name") else record.get("model"),
-        **{name.capitalize(): _rows(part) for name, part in data.items() if isinstance(part, Mapping)},
-        "Training": _training(record),
-        "Began": record.get("began"),
-        "Ended": record.get("ended"),
-        "Run": record.get("run"),
+    size = f" ({text.thousands(record.model.parameters)} parameters)" if record.model.parameters else ""
+    rows = {
+        name.capitalize(): f"{text.thousands(part.rows)} rows of {part.source}, {part.use}"
+        for name, part in record.data.items()
     }
-    return {name: str(value) for name, value in found.items() if value and not isinstance(value, Mapping)}
+    known = {
+        "Request": record.request_id,
+        "Model": record.model.name + size,
+        **rows,
+        "Training": _training(record),
+        "Began": record.began,
+        "Ended": record.ended,
+        "Run": record.run,
+    }
+    return {name: value for name, value in known.items() if value}
 
 
-def of(record: Mapping[str, Any]) -> str:
+def of(record: Record) -> str:
     """Every section on where the result comes from; what a record holds besides follows under its own name."""
-    others = {key: value for key, value in record.items() if key not in TOLD_ELSEWHERE}
-    named = {"versions": "Versions", "hardware": "Hardware", "seeds": "Seeds"}
-    machine = "".join(f"<div>{part(title, facts(others.pop(key, None) or {}))}</div>" for key, title in named.items())
-    used = f'<div class="columns">{machine}</div>' + part("Others", facts(others) if others else "")
+    plain = record.to_json()
+    others = {key: value for key, value in plain.items() if key not in SHOWN}
+    machine = "".join(f"<div>{part(key.capitalize(), facts(plain[key]))}</div>" for key in ("versions", "hardware"))
+    seeds = f"<div>{part('Seeds', facts(record.seeds))}</div>"
+    used = f'<div class="columns">{machine}{seeds}</div>' + part("Others", facts(others) if others else "")
     return (
-        section("What was used", _model(record.get("model")) + _data(record.get("data")) + used)
+        section("What was used", _model(record.model) + _data(record.data) + used)
         + section("What was done, and when", _sessions(record) + _earlier(record) + _amendments(record))
         + section("How to check this record", _check(record))
         + section("What was asked, in full", _settings(record))
     )
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
+def _training(record: Record) -> str:
+    if record.steps is None:
+        return ""
+    duration = "" if record.seconds is None else f" in {text.took(record.seconds)}"
+    return f"{text.thousands(record.steps)} steps, the whole run{duration}"
 
 
-def _rows(part: Mapping[str, Any]) -> str:
-    return f"{text.thousands(part.get('rows', 0))} rows of {part.get('source', '')}, {part.get('use', '')}"
-
-
-def _size(model: Mapping[str, Any]) -> str:
-    count = model.get("parameters")
-    return f" ({text.thousands(count)} parameters)" if count else ""
-
-
-def _training(record: Mapping[str, Any]) -> str:
-    seconds = f" in {text.took(record['seconds'])}" if record.get("seconds") else ""
-    return f"{text.thousands(record['steps'])} steps, the whole run{seconds}" if record.get("steps") else ""
-
-
-def _model(model: Any) -> str:
+def _model(model: Model) -> str:
     """The model's facts, and the hashes of its files before and after."""
-    if not isinstance(model, Mapping):
-        return part("Model", facts(model) if model else "")
-    sides = {side: model[side] for side in ("before", "after") if isinstance(model.get(side), Mapping)}
-    rest = {key: value for key, value in model.items() if key not in sides}
-    digests = {f"digest {side}": state.get("digest") for side, state in sides.items()}
-    rows = [
-        [clean(side), f"<code>{clean(name)}</code>", text.size(entry.get("bytes", 0)), _code(entry.get("sha256"))]
-        for side, state in sides.items()
-        for name, entry in _mapping(state.get("files")).items()
-    ]
-    hashes = folded(f"SHA-256 of the model's files ({len(rows)})", table(["when", "file", "size", "SHA-256"], rows))
-    return part("Model", facts({**rest, **digests}) + hashes)
+    states = {"before": model.before}
+    if model.after is not None:
+        states["after"] = model.after
+    rows = []
+    for side, state in states.items():
+        for name, file in state.files.items():
+            rows.append([side, f"<code>{clean(name)}</code>", text.size(file.bytes), digest(file.sha256)])
+    plain = model.model_dump(exclude={"before", "after"})
+    digests = {f"digest {side}": state.digest for side, state in states.items()}
+    hashes = table(["when", "file", "size", "SHA-256"], rows)
+    return part("Model", facts({**plain, **digests}) + folded(f"SHA-256 of the model's files ({len(rows)})", hashes))
 
 
-def _data(data: Any) -> str:
+def _data(data: dict[str, Data]) -> str:
     """Each set of rows with its keyed hash; the hashes of single rows are counted, and stand in the record."""
-    if not isinstance(data, Mapping) or not all(isinstance(each, Mapping) for each in data.values()):
-        return part("Data", facts(data) if data else "")
-    rows = [
-        [
-            clean(name),
-            _code(each.get("source", "")),
-            clean(text.thousands(each.get("rows", 0))),
-            clean(each.get("use", "")),
-            clean(_same(each)),
-            _code(_mapping(each.get("before")).get("hmac")),
-        ]
-        for name, each in data.items()
-    ]
-    counted = {name: len(each["rows_hmac"]) for name, each in data.items() if each.get("rows_hmac")}
-    note = "".join(
-        said(f"{count} rows of {name} are hashed one by one in record.json, with the key that its owner keeps.")
-        for name, count in counted.items()
-    )
-    columns = {name: each["columns"] for name, each in data.items() if each.get("columns")}
+    rows, notes, columns = [], [], {}
+    for name, each in data.items():
+        count = text.thousands(each.rows)
+        rows.append([clean(name), digest(each.source), count, clean(each.use), _same(each), digest(each.before.hmac)])
+        if each.rows_hmac:
+            number = len(each.rows_hmac)
+            hashed = "rows of {} are hashed one by one in record.json, with the key that its owner keeps."
+            notes.append(paragraph(f"{number} {hashed.format(name)}"))
+        if each.columns:
+            columns[name] = each.columns
     header = ["set", "source", "rows", "use", "during the run", "keyed hash (HMAC-SHA256)"]
-    return part(
-        "Data", table(header, rows) + note + folded("Columns that were read", facts(columns) if columns else "")
-    )
+    read = folded("Columns that were read", facts(columns) if columns else "")
+    return part("Data", table(header, rows) + "".join(notes) + read)
 
 
-def _same(each: Mapping[str, Any]) -> str:
-    before, after = each.get("before"), each.get("after")
-    return "" if not after else "unchanged" if before == after else "changed"
+def _same(data: Data) -> str:
+    if data.after is None:
+        return ""
+    return "unchanged" if data.before == data.after else "changed"
 
 
-def _sessions(record: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            clean(each.get("began", "")),
-            clean(each.get("ended") or "not noted"),
-            clean(each.get("after_step", 0)),
-            clean("" if each.get("last_step") is None else each["last_step"]),
-            clean(_ending(each)),
-        ]
-        for each in record.get("sessions", [])
-    ]
+def _sessions(record: Record) -> str:
+    rows = []
+    for each in record.sessions:
+        last = "" if each.last_step is None else str(each.last_step)
+        rows.append([clean(each.began), clean(each.ended or "not noted"), str(each.after_step), last, _ending(each)])
     return part("Sessions", table(["began", "ended", "after step", "last step", "how it ended"], rows))
 
 
-def _ending(session: Mapping[str, Any]) -> str:
-    how, code = session.get("how", ""), session.get("exit_code")
-    return "killed, or still running" if how == "running" else f"{how} (exit {code})" if code is not None else how
+def _ending(session: Session) -> str:
+    if session.how == "running":
+        return "killed, or still running"
+    return session.how if session.exit_code is None else f"{session.how} (exit {session.exit_code})"
 
 
-def _earlier(record: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            clean(each.get("request_id") or "not named"),
-            "gates passed" if each.get("passed") else "a gate failed",
-            "unchanged since" if each.get("unchanged") else "changed since",
-            _code(each.get("run")),
-            _code(each.get("record_sha256") or "the record was not beside the model"),
-        ]
-        for each in record.get("earlier", [])
-    ]
+def _earlier(record: Record) -> str:
+    if not record.earlier:
+        return part("Earlier deletions", paragraph("None is known: the model bears no mark of an earlier run."))
+    rows = []
+    for each in record.earlier:
+        request = clean(each.request_id or "not named")
+        outcome = "gates passed" if each.passed else "a gate failed"
+        model = "unchanged since" if each.unchanged else "changed since"
+        record_digest = digest(each.record_sha256 or "the record was not beside the model")
+        rows.append([request, outcome, model, digest(each.run), record_digest])
     header = ["request", "outcome", "its model", "run", "SHA-256 of its record"]
-    if not rows and "earlier" in record:
-        return part("Earlier deletions", said("None is known: the model bears no mark of an earlier run."))
     return part("Earlier deletions, which this model came from", table(header, rows))
 
 
-def _amendments(record: Mapping[str, Any]) -> str:
-    rows = [
-        [
-            clean(each.get("at", "")),
-            clean(each.get("what", "")),
-            "<br>".join(f"{clean(name)} <code>{clean(value)}</code>" for name, value in flatten(each.get("details"))),
-            _code(each.get("previous_sha256")),
-        ]
-        for each in record.get("amendments", [])
-    ]
+def _amendments(record: Record) -> str:
+    rows = []
+    for each in record.amendments:
+        details = [f"{clean(name)} <code>{clean(value)}</code>" for name, value in flatten(each.details)]
+        rows.append([clean(each.at), clean(each.what), "<br>".join(details), digest(each.previous_sha256)])
     return part("After the run", table(["at", "what", "details", "SHA-256 of the record before"], rows))
 
 
-def _check(record: Mapping[str, Any]) -> str:
-    same = _mapping(record.get("reproducible"))
-    if not same and not record.get("files"):
-        return ""
-    if same.get("bit_for_bit"):
-        told = f"The same command and seed give the same bits on {same.get('conditions', 'the same machine')}."
-        varies = (str(key).replace("\\.", ".") for key in same.get("varies", []))
-        told += f" What varies all the same: {', '.join(varies)}."
+def _check(record: Record) -> str:
+    same = record.reproducible
+    if same.bit_for_bit:
+        varies = ", ".join(name.replace("\\.", ".") for name in same.varies)
+        words = (
+            f"The same command and seed give the same bits on {same.conditions}. What varies all the same: {varies}."
+        )
     else:
-        told = "This run was not on a CPU: the same command and seed need not give the same bits."
-    files = _mapping(record.get("files"))
+        words = "This run was not on a CPU: the same command and seed need not give the same bits."
     rows = [
-        [f"<code>{clean(name)}</code>", text.size(entry.get("bytes", 0)), _code(entry.get("sha256"))]
-        for name, entry in files.items()
+        [f"<code>{clean(name)}</code>", text.size(file.bytes), digest(file.sha256)]
+        for name, file in record.files.items()
     ]
-    listed = folded(f"Files of this run besides this page ({len(rows)})", table(["file", "size", "SHA-256"], rows))
-    return f"<p><code>{clean(CHECK)}</code></p>" + (said(told) if same else "") + listed
+    files = folded(f"Files of this run besides this page ({len(rows)})", table(["file", "size", "SHA-256"], rows))
+    return f"<p><code>{clean(CHECK)}</code></p>{paragraph(words)}{files}"
 
 
-def _settings(record: Mapping[str, Any]) -> str:
+def _settings(record: Record) -> str:
     """Every setting, where it came from, and what stands behind an "auto"."""
-    origins, chosen = _mapping(record.get("origins")), _mapping(record.get("chosen"))
-    rows = [
-        [clean(name), f"<code>{clean(value)}</code>", clean(chosen.get(name) or origins.get(name, "default"))]
-        for name, value in flatten(record.get("config", {}))
-        if name
-    ]
+    rows = []
+    for name, value in flatten(record.config):
+        origin = record.chosen.get(name) or record.origins.get(name, "default")
+        rows.append([clean(name), f"<code>{clean(value)}</code>", clean(origin)])
     return table(["setting", "value", "from"], rows, "facts")
-
-
-def _code(value: Any) -> str:
-    return f'<code class="hash">{clean(value)}</code>' if value else ""

@@ -66,11 +66,11 @@ def gates(judgments: Sequence[Judgment], *, width: int = 80) -> Table:
 
     def row(judgment: Judgment, interval: bool) -> list[Text]:
         return [
-            Text("pass", NEWS_STYLES["good"]) if judgement.passed else Text("FAIL", NEWS_STYLES["bad"]),
-            Text(text.safe(judgement.gate)),
-            _number(judgement.value, judgement.low, judgement.high, interval),
-            _number(judgement.bound),
-            Text(text.safe(how_sure(judgement)), QUIET),
+            Text("pass", NEWS_STYLES["good"]) if judgment.passed else Text("FAIL", NEWS_STYLES["bad"]),
+            Text(text.safe(judgment.gate)),
+            _number(judgment.value, judgment.low, judgment.high, interval),
+            _number(judgment.bound),
+            Text(text.safe(how_sure(judgment)), QUIET),
         ]
 
     rows = [row(judgment, True) for judgment in judgments]
@@ -79,11 +79,11 @@ def gates(judgments: Sequence[Judgment], *, width: int = 80) -> Table:
     return _table(header, rows, numbers=range(2, 4), caption=[])
 
 
-def how_sure(judgement: Judgement) -> str:
+def how_sure(judgment: Judgment) -> str:
     """Whether the verdict would be the same anywhere in the interval; or why there is no figure."""
-    if judgement.reason:
-        return judgement.reason
-    return "sure" if judgement.sure else "within its interval"
+    if judgment.reason:
+        return judgment.reason
+    return "sure" if judgment.sure else "within its interval"
 
 
 def scores(results: Mapping[str, Results], *, width: int = 80) -> Table:

@@ -1,14 +1,13 @@
 """Snapshots of an optimizer's state → tables for a console. Returned, never printed.
 
-Columns that do not fit are left out. Every name that a file brings passes `safe`; signs are written, so that nothing
-hangs on color.
+Columns that do not fit are left out. Signs are written, so that nothing hangs on color.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Group, RenderableType
@@ -17,11 +16,13 @@ from rich.text import Text
 
 from dualoptim_cli import text
 from dualoptim_cli.optim.summary import NO_SETTINGS
+from dualoptim_cli.record.snapshot import Counts, Settings, Snapshot
 from dualoptim_cli.report.live.panel import AGREE, OPPOSE, QUIET
-from dualoptim_cli.report.state import Snapshot, States, value_at
+from dualoptim_cli.report.state import States, value_at
 from dualoptim_cli.train.state_file import HOW_TO_SAVE
 
 GAP = 2
+Item = TypeVar("Item")
 MOST_ROWS = 12  # of the steps, which are evenly chosen where there are more
 NEXT_TO_NOTHING = 0.0005  # a share below it and above 0 is written as such
 WHAT_IT_IS = (
@@ -48,19 +49,23 @@ class Column:
 
 def render(states: States, *, top: int = 5, width: int = 80) -> Group:
     """Everything that a screen shows of some states, and the `top` tensors where a whole state is at hand."""
-    parts: list[RenderableType] = [_heading(states), *_broken(states), *_story(states)]
+    last, first = states.last, states.snapshots[0]
+    parts: list[RenderableType] = [_heading(states), *_broken(last), *_extremes(states)]
     if len(states.snapshots) > 1:
-        parts += [_titled("Over the run", over_time(states, width))]
+        parts.append(_titled("Over the run", over_time(states, width)))
         if any(value_at(snapshot, layer) is not None for snapshot in states.snapshots for layer in states.layers):
-            parts += [_titled("Conflict by layer, over the steps", by_step(states, width))]
-    after = f"after step {states.last['step']}"
-    parts += [_titled(f"By layer, {after}", breakdown(states, states.last["layers"], "layers", width))]
-    parts += [_titled(f"By kind of tensor, {after}", breakdown(states, states.last["kinds"], "kinds", width))]
-    parts += [_titled(f"What rests, {after}", at_rest(states, width))]
+            parts.append(_titled("Conflict by layer, over the steps", by_step(states, width)))
+    after = f"after step {last.step}"
+    by_layer = breakdown("layer", last.layers, width, since=(first.step, first.layers))
+    by_kind = breakdown("kind", last.kinds, width, since=(first.step, first.kinds))
+    parts.append(_titled(f"By layer, {after}", by_layer))
+    parts.append(_titled(f"By kind of tensor, {after}", by_kind))
+    parts.append(_titled(f"What is stored, {after}", stored(states, width)))
     if states.detail and top:
-        tensors = _fiercest(states.detail, top)
-        title = "Largest tensors" if states.detail["why"] else "Tensors most in conflict"
-        parts += [_titled(f"{title}, after step {states.detail['step']}", breakdown(states, tensors, "tensors", width))]
+        title = "Largest tensors" if states.detail.why else "Tensors most in conflict"
+        chosen = _most_in_conflict(states.detail, top)
+        tensors = breakdown("tensor", chosen, width, since=(states.detail.step, chosen))
+        parts.append(_titled(f"{title}, after step {states.detail.step}", tensors))
     return Group(*parts, *_notes(states))
 
 
@@ -70,148 +75,161 @@ def _titled(title: str, table: RenderableType) -> Group:
 
 def _heading(states: States) -> Text:
     """What lies there, and which optimizer kept it how."""
-    steps = [snapshot["step"] for snapshot in states.snapshots]
+    steps = [snapshot.step for snapshot in states.snapshots]
     span = f"step {steps[0]}" if len(steps) == 1 else f"{len(steps)} snapshots, steps {steps[0]} to {steps[-1]}"
-    settings = states.last["settings"]
-    facts = [settings["form"], f"{settings['bits']}-bit state"]
-    facts += [f"{name} {_plain(settings[name])}" for name in ("bridge", "guard") if name in settings]
-    facts += [f"decays {_plain(settings['betas'])}"] if "betas" in settings else []
-    facts += [f"base decays {_plain(settings['base_betas'])}"] if settings.get("bridge") else []
-    total = sum(states.last["all"]["bytes"].values())
-    facts += [f"{text.size(total)}"] + ([f"{len(states.detail['tensors'])} tensors"] if states.detail else [])
+    facts = _settings(states.last.settings)
+    facts.append(text.size(sum(states.last.all.bytes.values())))
+    if states.detail:
+        facts.append(f"{len(states.detail.tensors)} tensors")
     lines = Text(text.safe(str(states.path)), "bold", overflow="fold")
-    return lines.append(f"\n{states.what}: {span}\n", "not bold").append(", ".join(facts), f"not bold {QUIET}")
+    lines.append(f"\n{states.what}: {span}\n", "not bold")
+    return lines.append(text.safe(", ".join(facts)), f"not bold {QUIET}")
 
 
-def _plain(value: Any) -> str:
-    return "/".join(f"{each:g}" for each in value) if isinstance(value, list | tuple) else text.safe(f"{value}")
+def _settings(settings: Settings) -> list[str]:
+    facts = [settings.form, f"{settings.bits}-bit state"]
+    if settings.bridge is not None:
+        facts.append(f"bridge {settings.bridge:g}")
+    if settings.guard is not None:
+        facts.append(f"guard {settings.guard}")
+    if settings.betas is not None:
+        facts.append(f"decays {_listed(settings.betas)}")
+    if settings.base_betas is not None and settings.bridge:
+        facts.append(f"base decays {_listed(settings.base_betas)}")
+    return facts
 
 
-def _broken(states: States) -> Iterator[Text]:
-    """The tensors that hold numbers which are not finite, in the newest state that says."""
-    for name, count in states.last["nonfinite"].items():
+def _listed(numbers: Sequence[float]) -> str:
+    return "/".join(f"{number:g}" for number in numbers)
+
+
+def _broken(snapshot: Snapshot) -> Iterator[Text]:
+    """A line for each tensor that holds numbers which are not finite."""
+    for name, count in snapshot.nonfinite.items():
         yield Text(f"Not finite: {count} number{'s' if count > 1 else ''} of {text.safe(name)}", "bold red")
 
 
-def _story(states: States) -> Iterator[Text]:
-    """Which layer fought most and least, and when; and where the guard had most to do."""
-    cosines = [
-        (value, layer, snapshot["step"])
-        for snapshot in states.snapshots
-        for layer in states.layers
-        if (value := value_at(snapshot, layer)) is not None
-    ]
+def _extremes(states: States) -> Iterator[Text]:
+    """Which layers were furthest apart and closest, and when; and where the guard had most to do."""
+    cosines: list[tuple[float, str, int]] = []
+    guarded: list[tuple[float, str, int]] = []
+    for snapshot in states.snapshots:
+        for layer in states.layers:
+            value = value_at(snapshot, layer)
+            if value is not None:
+                cosines.append((value, layer, snapshot.step))
+        guarded += [(share, owner, snapshot.step) for owner, share in snapshot.all.guarded.items()]
     if len(cosines) > 1:
-        ends = {"Furthest apart": min(cosines), "Closest": max(cosines)}
-        for words, (value, layer, step) in ends.items():
+        for words, (value, layer, step) in (("Furthest apart", min(cosines)), ("Closest", max(cosines))):
             number = text.typographic(text.signed(value))
             yield Text(text.safe(f"{words}: layer {layer} after step {step} ({number})."))
-    guarded = [
-        (share, owner, snapshot["step"])
-        for snapshot in states.snapshots
-        for owner, share in snapshot["all"]["guarded"].items()
-    ]
     if guarded:
         share, owner, step = max(guarded)
-        acted = "The guard had" if states.last["settings"].get("guard") != "none" else "A guard would have had"
+        acted = "The guard had" if states.last.settings.guard != "none" else "A guard would have had"
         yield Text(text.safe(f"{acted} most to do for {owner} after step {step}: {_share(share)} of the coordinates."))
 
 
 def over_time(states: States, width: int) -> Table:
     """A row for some of the steps: conflict, signs, what the guard did, and norms."""
     snapshots = evenly(states.snapshots, MOST_ROWS)
-    steps = Column("step", [Text(f"{snapshot['step']}") for snapshot in snapshots])
-    return _table([steps, *_columns([snapshot["all"] for snapshot in snapshots])], width)
+    steps = Column("step", [Text(f"{snapshot.step}") for snapshot in snapshots])
+    return _table([steps, *_columns([snapshot.all for snapshot in snapshots])], width)
 
 
-def breakdown(states: States, parts: Mapping[str, Snapshot], group: str, width: int) -> Table:
-    """A row for each part of the newest state, with the change of its conflict since the first snapshot."""
-    names, rows = list(parts), list(parts.values())
-    first = states.snapshots[0].get(group, {}) if len(states.snapshots) > 1 else {}
-    columns = _columns(rows)
-    if first and any(row["conflict"] is not None for row in rows):
-        since = [_change(first.get(name), row) for name, row in zip(names, rows, strict=True)]
-        columns.insert(1, Column(f"since {states.snapshots[0]['step']}", since, 3))
-    room = max(width - 16, 12) if group == "tensors" else 14
-    return _table([Column(group[:-1], [_name(name, room) for name in names]), *columns], width)
+def breakdown(label: str, parts: Mapping[str, Counts], width: int, *, since: tuple[int, Mapping[str, Counts]]) -> Table:
+    """A row for each part of a state. `since` are an earlier step and its parts, for the change of the conflict."""
+    columns = _columns(list(parts.values()))
+    step, earlier = since
+    if earlier is not parts and any(counts.conflict is not None for counts in parts.values()):
+        changes = [_change(earlier.get(name), counts) for name, counts in parts.items()]
+        columns.insert(1, Column(f"since {step}", changes, 3))
+    room = max(width - 16, 12) if label == "tensor" else 14
+    return _table([Column(label, [_name(name, room) for name in parts]), *columns], width)
 
 
-def _columns(parts: Sequence[Snapshot]) -> list[Column]:
-    """What is told of any part of a state, be it all of it at a step, a layer, a kind or a tensor."""
-    guarded = list(dict.fromkeys(owner for part in parts for owner in part["guarded"]))
-    norms = list(dict.fromkeys(key for part in parts for key in part["norms"] if key.startswith("m.")))
-    return [
-        Column("conflict", [_cosine(part["conflict"]) for part in parts]),
-        Column("signs differ", [_share(part["opposed"]) for part in parts], 2),
-        *(
-            Column(f"guarded {text.safe(owner)}", [_share(part["guarded"].get(owner)) for part in parts], 1)
-            for owner in guarded
-        ),
-        *(Column(f"|{text.safe(key)}|", [_figure(part["norms"].get(key)) for part in parts], 4) for key in norms),
+def _columns(parts: Sequence[Counts]) -> list[Column]:
+    """What is shown of any part of a state, be it all of it at a step, a layer, a kind or a tensor."""
+    guarded: dict[str, None] = {}
+    norms: dict[str, None] = {}
+    for part in parts:
+        guarded.update(dict.fromkeys(part.guarded))
+        norms.update(dict.fromkeys(key for key in part.norms if key.startswith("m.")))
+    columns = [
+        Column("conflict", [_cosine(part.conflict) for part in parts]),
+        Column("signs differ", [_share(part.opposed) for part in parts], 2),
     ]
+    for owner in guarded:
+        columns.append(Column(f"guarded {text.safe(owner)}", [_share(part.guarded.get(owner)) for part in parts], 1))
+    for key in norms:
+        columns.append(Column(f"|{text.safe(key)}|", [_figure(part.norms.get(key)) for part in parts], 4))
+    return columns
 
 
 def by_step(states: States, width: int) -> Table:
     """Conflict of each layer at each step, as many steps as fit; the first and the last are among them."""
     layers = states.layers
     label = max(len("layer"), *(len(layer) for layer in layers))
-    widest = max(5, len(str(states.last["step"]))) + 1
+    widest = max(5, len(str(states.last.step))) + 1
     snapshots = evenly(states.snapshots, max(2, (width - min(label, 14) - GAP) // widest))
     columns = [Column("layer", [_name(layer, 14) for layer in layers])]
     for snapshot in snapshots:
-        columns.append(Column(str(snapshot["step"]), [_heat(value_at(snapshot, layer)) for layer in layers]))
+        columns.append(Column(str(snapshot.step), [_heat(value_at(snapshot, layer)) for layer in layers]))
     return _table(columns, width, gap=1)
 
 
-def at_rest(states: States, width: int) -> Table:
+def stored(states: States, width: int) -> Table:
     """A row for each moment of each owner: steps, bytes, norm, and what 8 bits make of it."""
-    part, steps = states.last["all"], states.last["steps"]
-    keys = list(part["norms"])
-    coded = [part["coded"].get(key, {}) for key in keys]
+    counts, steps = states.last.all, states.last.steps
+    keys = list(counts.norms)
     columns = [
         Column("moment", [Text(text.safe(key)) for key in keys]),
         Column("steps", [Text(str(steps.get(key[2:], ""))) for key in keys]),
-        Column("bytes", [Text(text.size(part["bytes"].get(key, 0))) for key in keys]),
-        Column("norm", [_figure(part["norms"][key]) for key in keys]),
+        Column("bytes", [Text(text.size(counts.bytes.get(key, 0))) for key in keys]),
+        Column("norm", [_figure(counts.norms[key]) for key in keys]),
     ]
     if len(states.snapshots) > 1:
-        was = states.snapshots[0]["all"]["norms"]
-        head = f"at {states.snapshots[0]['step']}"
-        columns.append(Column(head, [_figure(was.get(key)) for key in keys], 3))
-    if any(coded):
+        first = states.snapshots[0]
+        columns.append(Column(f"at {first.step}", [_figure(first.all.norms.get(key)) for key in keys], 3))
+    if counts.coded:
+        used = {key: coded.used for key, coded in counts.coded.items()}
+        zeros = {key: coded.zeros for key, coded in counts.coded.items()}
+        errors = {key: coded.error for key, coded in counts.coded.items()}
         columns += [
-            Column("codes used", [_share(each.get("used")) for each in coded], 1),
-            Column("zeros", [_share(each.get("zeros")) for each in coded], 2),
-            Column("error", [_share(each.get("error")) for each in coded]),
+            Column("codes used", [_share(used.get(key)) for key in keys], 1),
+            Column("zeros", [_share(zeros.get(key)) for key in keys], 2),
+            Column("error", [_share(errors.get(key)) for key in keys]),
         ]
     return _table(columns, width)
 
 
-def _fiercest(detail: Snapshot, top: int) -> dict[str, Snapshot]:
+def _most_in_conflict(detail: Snapshot, top: int) -> dict[str, Counts]:
     """The tensors whose directions oppose most; where no directions are known, those that take most bytes."""
-    tensors: Mapping[str, Snapshot] = detail["tensors"]
-    known = {name: part for name, part in tensors.items() if part["conflict"] is not None}
-    if known:
-        order = sorted(known, key=lambda name: known[name]["conflict"])
+    cosines = {name: counts.conflict for name, counts in detail.tensors.items() if counts.conflict is not None}
+    if cosines:
+        order = sorted(cosines, key=lambda name: cosines[name])
     else:
-        order = sorted(tensors, key=lambda name: -sum(tensors[name]["bytes"].values()))
-    return {name: tensors[name] for name in order[:top]}
+        order = sorted(detail.tensors, key=lambda name: -sum(detail.tensors[name].bytes.values()))
+    return {name: detail.tensors[name] for name in order[:top]}
 
 
 def _notes(states: States) -> list[Text]:
+    """What the tables need said: what conflict and guard mean, or why there is no conflict."""
     last = states.last
-    if last["why"]:
-        said = [f"Conflict is n/a: {last['why']}.", *([HOW_TO_SAVE] if last["why"] == NO_SETTINGS else [])]
+    if last.pair is None or last.why:
+        notes = [f"Conflict is n/a: {last.why}."]
+        if last.why == NO_SETTINGS:
+            notes.append(HOW_TO_SAVE)
     else:
-        off = "" if last["settings"].get("guard") != "none" else ", were it on"
-        said = [WHAT_IT_IS.format(*last["pair"]), WHAT_GUARD.format(off)]
-    said += [SAMPLED] if states.sampled else []
-    if last["all"]["coded"]:
-        said.append("Error is what rounding to 8 bits is estimated to add, relative to the norm.")
-    return [Text(), *(Text(text.safe(line), QUIET) for line in said)]
+        off = "" if last.settings.guard != "none" else ", were it on"
+        notes = [WHAT_IT_IS.format(*last.pair), WHAT_GUARD.format(off)]
+    if states.sampled:
+        notes.append(SAMPLED)
+    if last.all.coded:
+        notes.append("Error is what rounding to 8 bits is estimated to add, relative to the norm.")
+    return [Text(), *(Text(text.safe(line), QUIET) for line in notes)]
 
 
-def evenly(items: Sequence[Snapshot], most: int) -> list[Snapshot]:
+def evenly(items: Sequence[Item], most: int) -> list[Item]:
     """At most `most` (two or more) of the items, evenly chosen, with the first and the last."""
     if len(items) <= most:
         return list(items)
@@ -235,8 +253,8 @@ def _table(columns: Sequence[Column], width: int, gap: int = GAP) -> Table:
 
 def _name(name: str, room: int) -> Text:
     """A name; a long one keeps its end, which tells tensors apart."""
-    known = text.safe(name)
-    return Text(known if len(known) <= room else "…" + known[1 - room :])
+    shown = text.safe(name)
+    return Text(shown if len(shown) <= room else "…" + shown[1 - room :])
 
 
 def _cosine(value: float | None) -> Text:
@@ -253,16 +271,19 @@ def _heat(value: float | None) -> Text:
 
 def _shade(value: float, strongest: str) -> str:
     """Quiet near 0, else the color of the sign: plain, bold, and then `strongest`."""
-    if abs(value) < 0.1:
+    strength = abs(value)
+    if strength < 0.1:
         return QUIET
     color = AGREE if value > 0 else OPPOSE
-    return f"{color} {strongest if abs(value) >= 0.75 else 'bold' if abs(value) >= 0.4 else ''}".strip()
+    if strength < 0.4:
+        return color
+    return f"{color} bold" if strength < 0.75 else f"{color} {strongest}"
 
 
-def _change(before: Snapshot | None, now: Snapshot) -> Text:
-    if before is None or before["conflict"] is None or now["conflict"] is None:
-        return Text("")
-    return Text(text.typographic(text.signed(now["conflict"] - before["conflict"])))
+def _change(before: Counts | None, now: Counts) -> Text:
+    if before is None or before.conflict is None or now.conflict is None:
+        return Text()
+    return Text(text.typographic(text.signed(now.conflict - before.conflict)))
 
 
 def _share(value: float | None) -> Text:
