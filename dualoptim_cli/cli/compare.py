@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dualoptim_cli.cli.console import emit, show
+from dualoptim_cli.cli.console import emit, screen
 from dualoptim_cli.cli.options import Debug, Json
 from dualoptim_cli.cli.report import keep_out
 from dualoptim_cli.cli.verify import say
@@ -20,9 +21,14 @@ if TYPE_CHECKING:
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs.", show_default=False)],
     anyway: Annotated[bool, typer.Option("--anyway", help="Compare even if data, model or metrics differ.")] = False,
+    form: Annotated[str, typer.Option("--format", help="text, csv, json, markdown or latex (booktabs).")] = "text",
     html: Annotated[Path | None, typer.Option("--html", help="Write the comparison as a page.")] = None,
-    png: Annotated[Path | None, typer.Option("--png", help="A folder for the trade-off as a PNG file.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing page.")] = False,
+    figure: Annotated[
+        Path | None, typer.Option("--figure", help="Draw the trade-off into a .png, .svg or .pdf file.")
+    ] = None,
+    style: Annotated[str | None, typer.Option("--style", help="A style of matplotlib for --figure.")] = None,
+    size: Annotated[str | None, typer.Option("--size", help="Inches of --figure: 6.4x4.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing page or figure.")] = False,
     json: Json = False,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
@@ -30,30 +36,40 @@ def compare(
     from dualoptim_cli.files import write_atomic
     from dualoptim_cli.record.likeness import differences, open_run
     from dualoptim_cli.report import comparison
+    from dualoptim_cli.report.figures import plot
+    from dualoptim_cli.report.tables import formats
 
+    formats.check(form)
+    look = plot.look(style, size)
+    if figure:
+        plot.check(figure, "--figure")
+        plot.check_look(look)
+    elif style or size:
+        raise UserError("--style and --size say how --figure looks.", "Add --figure FILE.")
+    places = [path for path in (html, figure) if path]
     opened = [open_run(path) for path in runs]
-    _check(opened, [path for path in (html, png) if path])
+    _check(opened, places)
     unlike = differences(opened)
     if unlike and not anyway:
         listed = "\n".join(f"- {what}" for what in unlike)
         raise UserError(f"These runs are not alike:\n{listed}", "Compare them all the same with --anyway.")
-    if html and html.exists() and not force:
-        raise UserError(f"{html} exists.", "Choose another --html, or pass --force.")
+    for place in places:
+        if place.exists() and not force:
+            raise UserError(f"{place} exists.", "Choose another file, or pass --force.")
     if json:
         emit(comparison.to_json(opened, unlike))
     else:
         for what in unlike:
             say(f"Not alike: {what}")
-        show(comparison.table(opened))
+        width = screen().width if sys.stdout.isatty() else None
+        emit(formats.render(comparison.table(opened), form, width=width))
         for line in comparison.differing(opened):
             say(line)
     if html:
         write_atomic(html, comparison.render(opened, unlike))
     drawn = comparison.scatter(opened)
-    if png and drawn:
-        from dualoptim_cli.report.figures.png import write
-
-        write([drawn], png)
+    if figure and drawn:
+        plot.write(drawn, figure, look)
 
 
 def _check(runs: list[Run], places: list[Path]) -> None:

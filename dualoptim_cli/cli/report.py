@@ -37,9 +37,9 @@ def report(
     write_atomic(target, page.draw(run, record))
     emit(str(target))
     if png is not None:
-        from dualoptim_cli.report.figures.png import write
+        from dualoptim_cli.report.figures.plot import write_all
 
-        for path in write(page.figures_of(run, record), png):
+        for path in write_all(page.figures_of(run, record), png):
             emit(str(path))
 
 

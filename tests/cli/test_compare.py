@@ -4,18 +4,25 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from dualoptim_cli.record import ledger
+from dualoptim_cli.record.likeness import open_run
+from dualoptim_cli.report import comparison
+from dualoptim_cli.report.tables import formats
 from tests.cli.test_cli import dualopt  # noqa: F401 - a fixture
 from tests.report.test_comparison import make
 
 
 def test_like_runs_are_put_side_by_side(dualopt: Any, tmp_path: Path) -> None:  # noqa: F811
     a, b = make(tmp_path, "a"), make(tmp_path, "b", 0.4, lr=2e-3)
-    done = dualopt("compare", a, b, "--html", "both.html", "--png", "figures")
+    done = dualopt("compare", a, b, "--html", "both.html", "--figure", "both.pdf", "--size", "4x3")
     assert done.code == 0
+    assert done.out.splitlines()[0].split()[:3] == ["run", "forget", "rougeL"]
+    assert Path("both.pdf").read_bytes().startswith(b"%PDF-")
     assert "optimizer.lr: a 0.001 · b 0.002" in done.err
     assert "2 runs compared" in Path("both.html").read_text(encoding="utf-8")
-    assert [path.suffix for path in Path("figures").iterdir()] == [".png"]
+    assert dualopt("compare", a, b, "--figure", "both.pdf").code == 2, "an existing figure is kept"
     assert dualopt("compare", a, b, "--html", "both.html").code == 2, "an existing page is kept"
     assert dualopt("compare", a, b, "--html", "both.html", "--force").code == 0
 
@@ -55,3 +62,28 @@ def test_nothing_is_written_into_a_run(dualopt: Any, tmp_path: Path) -> None:  #
     a, b = make(tmp_path, "a"), make(tmp_path, "b")
     assert dualopt("compare", a, b, "--html", b / "x.html").code == 2
     assert not (b / "x.html").exists()
+
+
+@pytest.mark.parametrize("form", ["text", "csv", "json", "markdown", "latex"])
+def test_the_table_alone_is_on_stdout_in_every_format(form: str, dualopt: Any, tmp_path: Path) -> None:  # noqa: F811
+    runs = [open_run(make(tmp_path, "a")), open_run(make(tmp_path, "b", 0.4, lr=2e-3))]
+    done = dualopt("compare", *(run.path for run in runs), "--format", form)
+    assert done.code == 0
+    assert done.out == formats.render(comparison.table(runs), form)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--format", "xml"),
+        ("--figure", "x.bmp"),
+        ("--size", "4x3"),
+        ("--figure", "x.png", "--size", "4"),
+        ("--figure", "x.png", "--size", "0x3"),
+        ("--figure", "x.png", "--style", "none"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(wrong: tuple[str, ...], dualopt: Any, tmp_path: Path) -> None:  # noqa: F811
+    done = dualopt("compare", make(tmp_path, "a"), make(tmp_path, "b"), *wrong)
+    assert (done.code, done.out) == (2, "")
+    assert not Path("x.png").exists()
