@@ -109,7 +109,8 @@ ARGUMENTS = (
     "unlearn recipes check show list smoke demo --model --forget --retain --set --gate --print-config --json --lora "
     "--lr --steps --seed --resume --out --8bit --dry-run --attacks --load-in-4bit ../rows.jsonl optimizer.lr=1e-5 "
     "eval.rows=3 no-such-folder/x 1 -1 0 nan forget.rougeL<=0.2 --adapter --base --tolerance --dtype --against "
-    "--suite tofu=.. --rows --key .. ../rows.jsonl --layer --pair a,b --plot x.svg --html x.html --figure x.pdf --format csv --size 4x3 --png --anyway "
+    "--suite tofu=.. --rows --key .. ../rows.jsonl --layer --pair a,b --plot x.svg --html x.html --png --anyway "
+    "--figure x.pdf --format csv --size 4x3 "
     "--force --holdout --unseen --request-id --reference --quiet --debug -h --version -- no-such.yaml "
     "objectives.../../x.data=y --show-samples --keep-checkpoints"
 ).split()

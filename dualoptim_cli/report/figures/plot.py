@@ -247,7 +247,8 @@ def _scatter(figure: Scatter, axes: Any) -> None:
 def _bands(figure: Bands, axes: Any) -> None:
     """Lines with bands, or with crosses where both ways have an interval; the front below them."""
     if figure.front:
-        axes.plot(*zip(*figure.front, strict=True), color="gray", linewidth=4, alpha=0.35, label="no other is better", solid_capstyle="round")
+        style = {"color": "gray", "linewidth": 4, "alpha": 0.35, "solid_capstyle": "round"}
+        axes.plot(*zip(*figure.front, strict=True), label="no other is better", **style)
     for place, (name, band) in enumerate(figure.groups.items()):
         points = band.points
         xs, ys = [point.x for point in points], [point.y for point in points]
