@@ -47,6 +47,8 @@ class Settings(_Strict):
     guard: str | None = None
     betas: list[Number] | None = None
     base_betas: list[Number] | None = None
+    second_bridge: Number | None = None
+    second_moment: str | None = None
 
 
 class Snapshot(_Strict):

@@ -90,6 +90,10 @@ def _settings(settings: Settings) -> list[str]:
     facts = [settings.form, f"{settings.bits}-bit state"]
     if settings.bridge is not None:
         facts.append(f"bridge {settings.bridge:g}")
+    if settings.second_bridge is not None:
+        facts.append(f"second bridge {settings.second_bridge:g}")
+    if settings.second_moment is not None:
+        facts.append(f"{settings.second_moment} second moment")
     if settings.guard is not None:
         facts.append(f"guard {settings.guard}")
     if settings.betas is not None:
