@@ -41,7 +41,7 @@ def ask(
     if json:
         progress: Any = nullcontext(lambda _: None)
     else:
-        from dualoptim_cli.report.live import watch
+        from dualoptim_cli.report.live.watch import watch
 
         progress = watch(screen(), title="dualopt ask", subtitle=str(run))
     with progress as on_event:

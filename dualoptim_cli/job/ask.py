@@ -63,8 +63,7 @@ def _began_with(config: RunConfig, on_event: OnEvent) -> Located:
     from dualoptim_cli.model.load import locate
 
     name = config.lora.adapter if config.lora and config.lora.adapter else config.model.name
-    if name.startswith("demo:"):
-        name = demo.prepare(config, on_event).model.name
+    name = demo.places([name], config.seed, on_event).get(name, name)
     try:
         return locate(name, revision=config.model.revision, trust_remote_code=config.model.trust_remote_code)
     except UserError as fault:
