@@ -22,7 +22,9 @@ from dualoptim_cli.cli import (
     verify,
 )
 from dualoptim_cli.cli.console import emit, run_app
+from dualoptim_cli.cli.interrupts import end_by_keyboard_interrupt
 from dualoptim_cli.cli.options import Command, Group
+from dualoptim_cli.cli.streams import forbid_core_dumps, guard_streams
 
 app = typer.Typer(
     name="dualopt",
@@ -63,4 +65,7 @@ app.command("env", cls=Command)(env.env)
 
 def main() -> NoReturn:
     """Run dualopt with the arguments of this process."""
+    guard_streams()
+    forbid_core_dumps()
+    end_by_keyboard_interrupt()
     run_app(app, sys.argv[1:])

@@ -68,7 +68,12 @@ def run_app(app: typer.Typer, arguments: Sequence[str]) -> NoReturn:
         code = _fail(_system_error(error), as_json, debug)
     except Exception as error:  # noqa: BLE001 - the last stop: whatever is left is memory, or our bug, and is said to be
         code = _fail(_last_stop(error), as_json, debug)
-    sys.exit(int(code or 0))
+    code = int(code or 0)
+    try:
+        sys.stdout.flush()  # a full disk shows only now, and at exit it could not be said any more
+    except UserError as error:
+        code = code or _fail(error, False, debug)
+    sys.exit(code)
 
 
 def quiet_libraries() -> None:

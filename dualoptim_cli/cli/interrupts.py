@@ -1,13 +1,15 @@
 """Ctrl-C and SIGTERM while a job runs: what they do, and what is told about it.
 
-While the model is trained, the first signal means "stop after this step and save", and a second one "stop now". At
-any other time there is no step to wait for, so the first one stops at once (behind an import, if there is one going
-on: libraries in C++ that are being loaded answer an exception by aborting). Everything that reaches the disk does so as
-a whole, so a stop at once leaves what was saved before as it was.
+While the model is trained, the first signal means "stop after this step and save", and a second one "stop now". While
+the record of a finished run is written, which takes seconds, the first one changes nothing: the run is done, and ends
+with its own exit code. At any other time there is no step to wait for, so the first one stops at once (behind an
+import, if there is one going on: libraries in C++ that are being loaded answer an exception by aborting). Everything
+that reaches the disk does so as a whole, so a stop at once leaves what was saved before as it was.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +28,7 @@ from dualoptim_cli.events import (
 )
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+RECORDING = "Writing the record"  # the phase in which a run that is finished is written down
 
 
 class Interrupts:
@@ -39,6 +42,7 @@ class Interrupts:
         self._found = _stamp(out)
         self._doing = "starting"
         self._training = False
+        self._recording = False
         self._saved = 0
         self._told = False
 
@@ -46,6 +50,7 @@ class Interrupts:
         """Take note of an event and pass it on."""
         if isinstance(event, PhaseStarted):
             self._doing = event.name[:1].lower() + event.name[1:]
+            self._recording = event.name == RECORDING
         elif isinstance(event, TrainingStarted):
             self._doing, self._training, self._saved = "training", True, event.first_step
         elif isinstance(event, CheckpointSaved):
@@ -53,16 +58,16 @@ class Interrupts:
         elif isinstance(event, TrainingEnded):
             self._training = False
         self._on_event(event)
-        if self.asked and not self._training:
+        if self.asked and not self._training and not self._recording:
             raise KeyboardInterrupt
-        if self.asked and not self._told:
+        if self.asked and self._training and not self._told:
             self._told = True
             self._on_event(Note("Stopping once this step is saved. A second signal stops at once.", "warning"))
 
     def on_signal(self, _: int, frame: FrameType | None) -> None:
         """What the signals call."""
         first, self.asked = not self.asked, True
-        if not (first and self._training) and not _importing(frame):
+        if not (first and (self._training or self._recording)) and not _importing(frame):
             raise KeyboardInterrupt
 
     def fault(self) -> UserError:
@@ -92,6 +97,24 @@ def interruptible(out: Path, on_event: OnEvent, *, resume: bool) -> Iterator[Int
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def end_by_keyboard_interrupt() -> None:
+    """Let SIGTERM end a command as Ctrl-C does: its half-written files go, and its exit code is 130.
+
+    While a module is imported, the process ends at once: libraries in C++ answer an exception there by aborting, and
+    nothing is being written then.
+    """
+
+    def stop(_: int, frame: FrameType | None) -> None:
+        if _importing(frame):
+            os.write(2, b"Error: Interrupted.\n")
+            os._exit(ExitCode.INTERRUPTED)
+        raise KeyboardInterrupt
+
+    for number in SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
 
 
 def _importing(frame: FrameType | None) -> bool:

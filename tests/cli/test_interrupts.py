@@ -9,7 +9,7 @@ import pytest
 
 from dualoptim_cli.cli.interrupts import SIGNALS, Interrupts, interruptible
 from dualoptim_cli.errors import ExitCode, UserError
-from dualoptim_cli.events import CheckpointSaved, Note, PhaseStarted, TrainingEnded, TrainingStarted
+from dualoptim_cli.events import CheckpointSaved, Note, PhaseEnded, PhaseStarted, TrainingEnded, TrainingStarted
 
 BEGUN = TrainingStarted(steps=9, first_step=0, objectives=("forget",), turns={"forget": 1}, batch_size=2)
 
@@ -37,6 +37,18 @@ def test_a_signal_while_training_is_a_wish_and_a_second_one_stops_at_once(number
 @pytest.mark.parametrize("events", [[], [PhaseStarted("Measuring before")], [BEGUN, TrainingEnded(9, finished=True)]])
 def test_at_any_other_time_the_first_one_stops_at_once(events: list[Any], tmp_path: Path) -> None:
     told([signal.SIGTERM], tmp_path, *events)
+
+
+def test_the_record_of_a_finished_run_is_written_to_its_end_unless_a_second_signal_comes(tmp_path: Path) -> None:
+    record = PhaseStarted("Writing the record")
+    with interruptible(tmp_path, lambda _: None, resume=False) as interrupts:
+        interrupts(BEGUN)
+        interrupts(TrainingEnded(9, finished=True))
+        interrupts(record)
+        os.kill(os.getpid(), signal.SIGINT)
+        interrupts(PhaseEnded("Writing the record", 0.1))
+        assert interrupts.asked
+    told([signal.SIGINT, signal.SIGINT], tmp_path, record)
 
 
 def test_before_anything_is_written_that_is_said(tmp_path: Path) -> None:
