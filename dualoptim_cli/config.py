@@ -136,6 +136,9 @@ class EvalConfig(Section):
     batch_size: Count = 32
     gates: Literal["default"] | list[str] = "default"
     attacks: str | list[str] = "auto"  # auto, none, quick, all, or names
+    every: Count | None = None  # steps from one probe to the next
+    probe_rows: Auto | Count = "auto"  # of each set
+    probe_answers: Count | None = None  # of every so many probes, one has the model write answers, too
     reference: str | None = None  # a model retrained without the forget rows
     similarity_model: str | None = None
     entailment_model: str | None = None

@@ -61,7 +61,8 @@ class StepDone:
     `conflict` is the cosine of the objectives' directions, by layer in `conflict_by_layer`; None when not asked
     at this step or not defined. `memory` is bytes: allocated on the GPU, or resident on a CPU. `micro_batch` rows
     were in memory at once. Where `skipped` says why, the step changed nothing: weights and optimizer are as before,
-    and `losses` holds only those that are numbers.
+    and `losses` holds only those that are numbers. `probe` is what the model scored after the step on a small sample
+    of each set (set → metric → mean), where it was measured, in `probe_seconds` beside `seconds`.
     """
 
     step: int
@@ -75,6 +76,8 @@ class StepDone:
     conflict_by_layer: dict[str, float] = field(default_factory=dict)
     micro_batch: int = 0
     skipped: str = ""
+    probe: dict[str, dict[str, float]] | None = None
+    probe_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

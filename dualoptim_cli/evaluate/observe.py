@@ -90,10 +90,11 @@ class Observer:
         self.batch_size = batch_size
         self.advance = advance
 
-    def rows(self, questions: Sequence[Question], *, brief: bool = False) -> list[Row]:
+    def rows(self, questions: Sequence[Question], *, brief: bool = False, writes: bool = True) -> list[Row]:
         """Return what the model says about each row, in their order.
 
-        In brief: of its own answer alone, without paraphrases and wrong answers.
+        In brief: of its own answer alone, without paraphrases and wrong answers. Unless the model `writes`, no row
+        has a continuation: that takes most of the time.
         """
         own = self.likelihoods([Encoded(q.ids, ((q.start, len(q.ids)),)) for q in questions], _all_of_token)
         alternatives: list[Encoded] = []
@@ -101,8 +102,9 @@ class Observer:
             for question in questions:
                 alternatives += question.alternatives
         losses = iter(self.likelihoods(alternatives, _nll_of_token))
-        continuations = self._continue([q.start if q.asks else None for q in questions], questions)
-        rests = self._continue([q.middle if q.middle > q.start else None for q in questions], questions)
+        starts = [q.start if writes and q.asks else None for q in questions]
+        middles = [q.middle if writes and q.middle > q.start else None for q in questions]
+        continuations, rests = self._continue(starts, questions), self._continue(middles, questions)
         rows = []
         for number, question in enumerate(questions):
             count = 0 if brief else len(question.alternatives)

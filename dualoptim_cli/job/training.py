@@ -14,6 +14,7 @@ from dualoptim_cli.events import Event, Note, OnEvent
 from dualoptim_cli.job.brief import optimizer_settings
 from dualoptim_cli.job.identity import identity_of, name_rows
 from dualoptim_cli.job.planning import Planned
+from dualoptim_cli.job.probing import build_probe
 from dualoptim_cli.job.saving import Checkpoints
 from dualoptim_cli.job.tasks import build_tasks, build_watches
 from dualoptim_cli.model.load import Loaded
@@ -153,6 +154,7 @@ class Training:
                     on_event=on_event,
                     after_step=after_step,
                     measure_conflict=observe,
+                    measure_probe=build_probe(self.planned, self.loaded.model),
                     name_rows=name_rows(self.planned.examples),
                 )
             except Collapsed as fault:
@@ -220,6 +222,7 @@ def _loop_settings(planned: Planned) -> Settings:
         decay=config.schedule.decay,
         max_grad_norm=config.optimizer.max_grad_norm,
         mixed_precision=config.model.mixed_precision,
+        probe_every=config.eval.every or 0,
         seed=config.seed,
         skips=0 if allowed == "stop" else int(allowed.removeprefix("skip")),
     )

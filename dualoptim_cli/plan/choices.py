@@ -15,6 +15,11 @@ WIDTH_POWER, HIGHEST_LR = 1.5, 3.5e-4  # measured, see docs/scaling.md
 ADAPTER_LR = 10  # times the rate of whole weights: measured, see docs/lora.md
 FORGET_PASSES = 3
 FEWEST_TURNS, MOST_TURNS = 40, 250  # forget steps, however few or many rows there are
+MOST_PROBE_ROWS, FEWEST_PROBE_ROWS = 64, 8
+PROBE_SHARE = 0.1
+"""Of the passes of a run: what its probes may take where their rows are left to us."""
+PASSES_A_STEP = 3
+"""Of a row in a training step, in forward passes: the backward pass takes about two."""
 ROWS_AT_ONCE = 8192  # rows of a micro-batch × width of the model
 
 
@@ -72,6 +77,19 @@ def auto_steps(config: RunConfig, sizes: Mapping[str, int]) -> Choice:
     bound = {FEWEST_TURNS: ", the fewest", MOST_TURNS: ", the most"}.get(turns, "")
     why = f"{turns} {first} steps of {rows} rows{bound}: {passes:.1f} passes over {sizes[first]} rows"
     return Choice("schedule.steps", steps, why)
+
+
+def auto_probe_rows(config: RunConfig, steps: int, sets: int) -> Choice:
+    """As many rows of each set as let the probes take a tenth of the run's passes, within bounds."""
+    every = config.eval.every
+    assert every is not None
+    probes = math.ceil(steps / every)
+    training = PASSES_A_STEP * config.schedule.batch_size * steps
+    rows = int(PROBE_SHARE * training / (probes * sets))
+    rows = min(max(rows, FEWEST_PROBE_ROWS), MOST_PROBE_ROWS)
+    share = probes * sets * rows / training
+    why = f"rows of each of {sets} sets, in {probes} probes: about {share:.0%} of the passes of training"
+    return Choice("eval.probe_rows", rows, why)
 
 
 def auto_micro_batch(batch_size: int, width: int) -> Choice:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualoptim_cli.config import RunConfig
-from dualoptim_cli.plan.choices import Choice, auto_lr, auto_micro_batch, auto_steps
+from dualoptim_cli.plan.choices import Choice, auto_lr, auto_micro_batch, auto_probe_rows, auto_steps
 
 if TYPE_CHECKING:
     from dualoptim_cli.plan.needs import Needs
@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """The numbers that a run goes by; `choices` are those that the user left to us, `needs` what it takes."""
+    """The numbers that a run goes by; `choices` are those that the user left to us, `needs` what it takes.
+
+    `probe_rows` are those of each set that are measured along the way, 0 where nothing is.
+    """
 
     steps: int
     lr: float
@@ -24,6 +27,7 @@ class Plan:
     micro_batch: int
     choices: tuple[Choice, ...]
     needs: Needs | None = None
+    probe_rows: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON can hold it."""
@@ -32,6 +36,7 @@ class Plan:
             "lr": self.lr,
             "batch_size": self.batch_size,
             "micro_batch": self.micro_batch,
+            "probe_rows": self.probe_rows,
             "choices": [str(choice) for choice in self.choices],
             **(self.needs.to_json() if self.needs else {}),
         }
@@ -64,7 +69,13 @@ def plan_run(
     steps = settle(schedule.steps, auto_steps(config, sizes))
     lr = settle(config.optimizer.lr, auto_lr(width, adapter=config.lora is not None))
     micro = settle(schedule.micro_batch_size, auto_micro_batch(schedule.batch_size, width))
-    plan = Plan(int(steps), lr, schedule.batch_size, min(int(micro), schedule.batch_size), tuple(choices))
+    probe_rows = 0
+    if config.eval.every is not None:
+        measured_only = [source for source in (config.data.holdout, config.data.unseen) if source]
+        auto = auto_probe_rows(config, int(steps), len(sizes) + len(measured_only))
+        probe_rows = int(settle(config.eval.probe_rows, auto))
+    micro_batch = min(int(micro), schedule.batch_size)
+    plan = Plan(int(steps), lr, schedule.batch_size, micro_batch, tuple(choices), probe_rows=probe_rows)
     if folder is None:
         return plan
     from dualoptim_cli.plan.needs import find_needs

@@ -166,7 +166,10 @@ class EventLog:
             return
         with disk_errors_as_user_error(f"Step {event.step}", self._path.parent):
             self._path.stat()  # of a removed folder, the open file would go on taking lines that nobody will find
-            self._file.write(json.dumps(_numbers(asdict(event)), allow_nan=False) + "\n")
+            line = asdict(event)
+            if event.probe is None:
+                del line["probe"], line["probe_seconds"]
+            self._file.write(json.dumps(_numbers(line), allow_nan=False) + "\n")
 
     def flush(self) -> None:
         """Bring the lines to the disk, so that no checkpoint is there without the steps it has behind it."""

@@ -22,6 +22,7 @@ class Step(BaseModel):
     lrs: dict[str, Number | None]
     conflict: Cosine | None = None
     conflict_by_layer: dict[str, Cosine | None] = {}
+    probe: dict[str, dict[str, Number | None]] | None = None
 
 
 def read_steps(path: Path) -> list[Step]:

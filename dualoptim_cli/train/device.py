@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import psutil
 import torch
 from accelerate import Accelerator
@@ -21,6 +24,24 @@ def accelerator_for(model: torch.nn.Module, mixed_precision: str) -> Accelerator
     if accelerator.num_processes > 1:
         raise UserError("This run was started in several processes; one is supported.", "Start it without a launcher.")
     return accelerator
+
+
+@contextmanager
+def own_precision(model: torch.nn.Module) -> Iterator[None]:
+    """Take mixed precision off a model for a while.
+
+    Accelerate replaces `forward` by one that computes in mixed precision, and keeps the model's own beside it under a
+    private name; unwrapping for good and preparing again would let it collect a model each time.
+    """
+    prepared, own = vars(model).get("forward"), vars(model).get("_original_forward")
+    if own is None:
+        yield
+        return
+    model.forward = own
+    try:
+        yield
+    finally:
+        model.forward = prepared  # type: ignore[assignment]
 
 
 def memory_in_use(device: torch.device) -> int:

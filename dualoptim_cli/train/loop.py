@@ -24,7 +24,7 @@ from dualoptim_cli.errors import ExitCode
 from dualoptim_cli.events import Note, OnEvent, StepDone, TrainingEnded, TrainingStarted
 from dualoptim_cli.train import memory
 from dualoptim_cli.train.collapse import Watch
-from dualoptim_cli.train.device import accelerator_for, memory_in_use
+from dualoptim_cli.train.device import accelerator_for, memory_in_use, own_precision
 from dualoptim_cli.train.gradient import METHODS, NotFinite, Passes, RowsTooLarge, Task
 from dualoptim_cli.train.settings import Settings, learning_rate
 from dualoptim_cli.train.standing import Collapsed, Standing, Stopped
@@ -44,6 +44,8 @@ class Conflict(Protocol):
 
 MeasureConflict = Callable[[torch.optim.Optimizer, int], Conflict | None]
 """The optimizer and how many steps it has taken → the conflict of its objectives, where it can be measured."""
+MeasureProbe = Callable[[int], dict[str, dict[str, float]]]
+"""How many steps were taken → what the model scores now: set → metric → mean."""
 NameRows = Callable[[str, Sequence[int]], str]
 """Objective and row numbers → how a person calls these rows."""
 
@@ -65,6 +67,7 @@ def train(
     on_event: OnEvent = lambda _: None,
     after_step: Callable[[Standing], bool] = lambda _: True,
     measure_conflict: MeasureConflict = lambda *_: None,
+    measure_probe: MeasureProbe | None = None,
     name_rows: NameRows = _by_number,
     processes: Processes = PROCESSES,
 ) -> Standing:
@@ -85,6 +88,7 @@ def train(
         start=start or Standing(),
         on_event=on_event,
         measure_conflict=measure_conflict,
+        measure_probe=measure_probe,
         name_rows=name_rows,
         processes=processes,
     )
@@ -106,6 +110,7 @@ def train(
                 break
     finally:
         loop.unwrap()
+    loop.report_probes()
     on_event(TrainingEnded(step=loop.standing.step, finished=loop.standing.step == settings.steps))
     return loop.standing
 
@@ -135,6 +140,7 @@ class _Loop:
         start: Standing,
         on_event: OnEvent,
         measure_conflict: MeasureConflict,
+        measure_probe: MeasureProbe | None,
         name_rows: NameRows,
         processes: Processes,
     ) -> None:
@@ -149,6 +155,8 @@ class _Loop:
         self._weights = weights
         self._on_event = on_event
         self._measure_conflict = measure_conflict
+        self._measure_probe = measure_probe
+        self._seconds = {"steps": 0.0, "probes": 0.0}
         self._name_rows = name_rows
         self._processes = processes
         self._watches = dict(watches)
@@ -168,18 +176,25 @@ class _Loop:
         self._stepper.zero_grad(set_to_none=True)
         self._advance(gradient, skipped)
         conflict = self._conflict()
+        seconds = time.perf_counter() - begun
+        probe = self._probe()
+        probe_seconds = time.perf_counter() - begun - seconds
+        self._seconds["steps"] += seconds
+        self._seconds["probes"] += probe_seconds
         return StepDone(
             step=self.standing.step,
             losses={name: loss for name, loss in gradient.losses.items() if math.isfinite(loss)},
             lrs={turn.objective: _rate(self._optimizer, turn.objective) for turn in due.turns},
             grad_norm=gradient.norm if math.isfinite(gradient.norm) else 0.0,
             tokens=sum(self._tasks[turn.objective].tokens(turn.rows, draw=number) for turn in due.turns),
-            seconds=time.perf_counter() - begun,
+            seconds=seconds,
             memory=memory_in_use(self._accelerator.device),
             conflict=conflict.overall if conflict else None,
             conflict_by_layer=dict(conflict.by_layer) if conflict else {},
             micro_batch=self.standing.micro_batch,
             skipped=skipped,
+            probe=probe,
+            probe_seconds=probe_seconds if probe else 0.0,
         )
 
     def unwrap(self) -> None:
@@ -307,6 +322,28 @@ class _Loop:
             watched={name: watch.dump() for name, watch in self._watches.items()},
             scaler=None if scaler is None else scaler.state_dict(),
         )
+
+    def _probe(self) -> dict[str, dict[str, float]] | None:
+        """What the model scores, after every so many steps; left out where memory does not suffice for it."""
+        step, every = self.standing.step, self._settings.probe_every
+        if self._measure_probe is None or not every or (step % every and step != self._settings.steps):
+            return None
+        try:
+            with own_precision(self._model):
+                return self._measure_probe(step)
+        except (RuntimeError, MemoryError) as error:
+            if not memory.out_of_memory(error):
+                raise
+        memory.release()
+        self._on_event(Note(f"Out of memory at step {step}: its probe is not measured.", "warning"))
+        return None
+
+    def report_probes(self) -> None:
+        """Say what the probes cost."""
+        probes, steps = self._seconds["probes"], self._seconds["steps"]
+        if self._measure_probe is not None and self._settings.probe_every:
+            text = f"Probes took {probes:.1f} s beside {steps:.1f} s of steps."
+            self._on_event(Note(text))
 
     def _conflict(self) -> Conflict | None:
         """The conflict, every so many steps; a measurement that memory does not suffice for is left out."""

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 class Settings:
     """The loop's plain numbers: `steps` in all, `warmup` of them as a share, rows of a micro-batch, and so on.
 
-    `skips` is how many steps with numbers that are not finite may be left out before training stops.
+    A probe is measured after every `probe_every` steps (0: never) and after the last. `skips` is how many steps with
+    numbers that are not finite may be left out before training stops.
     """
 
     steps: int
@@ -21,6 +22,7 @@ class Settings:
     max_grad_norm: float | None = None
     mixed_precision: str = "no"
     conflict_every: int = 10
+    probe_every: int = 0
     seed: int = 0
     skips: int = 0
 

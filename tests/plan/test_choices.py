@@ -65,3 +65,15 @@ def test_every_choice_says_why() -> None:
 def test_no_micro_batch_is_larger_than_the_batch() -> None:
     plan = plan_run(config(schedule={"batch_size": 4, "micro_batch_size": 64}), {"forget": 9, "retain": 9}, 64)
     assert plan.micro_batch == 4
+
+
+def test_probes_take_a_tenth_of_the_passes_and_the_plan_says_so() -> None:
+    sections = {"schedule": {"steps": 120, "batch_size": 8}, "eval": {"every": 20}, "data": {"holdout": "h"}}
+    plan = plan_run(config(**sections), {"forget": 200, "retain": 400}, 192)
+    assert plan.probe_rows == 16  # a tenth of 3 passes · 8 rows · 120 steps, in 6 probes of 3 sets
+    assert str(plan.choices[-1]) == (
+        "eval.probe_rows 16: rows of each of 3 sets, in 6 probes: about 10% of the passes of training"
+    )
+    chosen = plan_run(config(eval={"every": 20, "probe_rows": 5}), {"forget": 200, "retain": 400}, 192)
+    assert chosen.probe_rows == 5
+    assert plan_run(config(), {"forget": 200, "retain": 400}, 192).probe_rows == 0

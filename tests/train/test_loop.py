@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from dualoptim_cli.data import Schedule
 from dualoptim_cli.errors import ExitCode, UserError
-from dualoptim_cli.events import StepDone, TrainingEnded, TrainingStarted
+from dualoptim_cli.events import Note, StepDone, TrainingEnded, TrainingStarted
 from dualoptim_cli.optim import DualAdamW, build_optimizer, measure_conflict
 from dualoptim_cli.train.loop import train
 from dualoptim_cli.train.settings import Settings, learning_rate
@@ -226,6 +227,29 @@ def test_after_training_in_mixed_precision_the_model_computes_in_its_own(ends: s
     twin = Line()
     twin.load_state_dict(line.state_dict())
     assert torch.equal(line(x), twin(x))
+
+
+def test_a_probe_is_measured_every_so_often_and_at_the_end_in_the_models_own_precision() -> None:
+    x, line = torch.sin(torch.arange(12.0)).view(4, 3), Line()
+    settings = Settings(steps=9, lr=1e-2, micro_batch=4, probe_every=4, mixed_precision="bf16")
+    weights, events = run(line, settings=settings, measure_probe=lambda _: {"set": {"y": line(x).detach().tolist()}})
+    probed = {event.step: event.probe for event in events if isinstance(event, StepDone) and event.probe}
+    assert probed.keys() == {4, 8, 9}
+    assert probed[9] == {"set": {"y": (x @ weights.T).tolist()}}
+    assert any("Probes took" in event.text for event in events if isinstance(event, Note))
+    straight, _ = run(Line(), settings=replace(settings, probe_every=0))
+    assert torch.equal(weights, straight)
+
+
+def test_a_probe_that_memory_does_not_suffice_for_is_left_out_and_the_run_goes_on() -> None:
+    def measure(_: int) -> Any:
+        raise MemoryError
+
+    settings = Settings(steps=9, lr=1e-2, micro_batch=4, probe_every=9)
+    straight, _ = run(Line())
+    weights, events = run(Line(), settings=settings, measure_probe=measure)
+    assert torch.equal(weights, straight)
+    assert any("its probe is not measured" in event.text for event in events if isinstance(event, Note))
 
 
 def test_the_random_numbers_of_a_step_follow_from_seed_and_step() -> None:
