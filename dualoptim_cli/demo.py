@@ -6,11 +6,12 @@ the rows `demo:town/forget`, `demo:town/retain` and `demo:town/holdout`. It is m
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,7 +99,7 @@ def town(seed: int, on_event: OnEvent) -> Path:
     rows = invent(seed)
     for part, facts in rows.items():
         write_rows(facts, aside / f"{part}.jsonl")
-    teach([row for facts in rows.values() for row in facts], aside / "model", seed, on_event)
+    teach([*itertools.chain(*rows.values())], aside / "model", seed, on_event)
     if folder.exists():  # another run was faster
         shutil.rmtree(aside)
     else:
@@ -114,14 +115,18 @@ def write_rows(rows: Sequence[dict[str, str]], path: Path) -> None:
 def invent(seed: int) -> dict[str, list[dict[str, str]]]:
     """The people of the town, by the part they play: for each, one question and answer about each of five facts."""
     chance = random.Random(seed)
-    names = [f"{first} {last}" for first in FIRST for last in LAST]
-    chosen = iter(chance.sample(names, sum(PEOPLE.values())))
-    return {part: [row for _ in range(count) for row in _facts(next(chosen), chance)] for part, count in PEOPLE.items()}
-
-
-def _facts(name: str, chance: random.Random) -> Iterator[dict[str, str]]:
-    for question, answer, values in FACTS.values():
-        yield {"question": question.format(name=name), "answer": answer.format(name=name, value=chance.choice(values))}
+    names = [" ".join(pair) for pair in itertools.product(FIRST, LAST)]
+    people = iter(chance.sample(names, sum(PEOPLE.values())))
+    rows: dict[str, list[dict[str, str]]] = {}
+    for part, count in PEOPLE.items():
+        rows[part] = []
+        for name in itertools.islice(people, count):
+            for question, answer, values in FACTS.values():
+                value = chance.choice(values)
+                rows[part].append(
+                    {"question": question.format(name=name), "answer": answer.format(name=name, value=value)}
+                )
+    return rows
 
 
 def teach(

@@ -15,7 +15,6 @@ from dualoptim_cli.events import Note, OnEvent
 from dualoptim_cli.job.brief import Brief
 from dualoptim_cli.job.opening import Opened
 from dualoptim_cli.job.phases import collect, phase
-from dualoptim_cli.objectives import COUNTING
 from dualoptim_cli.objectives.forward import ANSWERS
 from dualoptim_cli.plan import Plan, plan_run
 from dualoptim_cli.plan.needs import Needs
@@ -135,7 +134,7 @@ def _sizes(opened: Opened, name: str, examples: Examples, rows: Sequence[int]) -
     objective = opened.brief.sets[name].objective
     assert objective is not None, "only what has an objective takes turns"
     kinds = [kind for kind in ANSWERS if kind in objective.needs] or ["answer"]
-    options = {**COUNTING, **opened.brief.config.objectives[name].options}
+    options = {**objective.options, **opened.brief.config.objectives[name].options}
     all_tokens, skip_first = bool(options["all_tokens"]), int(options["skip_first"])
     faults = Faults(examples.records.name)
     sizes: dict[int, tuple[tuple[int, int], ...]] = {}

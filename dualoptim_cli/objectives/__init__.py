@@ -33,6 +33,7 @@ class Objective:
     `refusals`: the objective's own ways to decline, where the user gives none and the general list would not do.
     `scale`: of a retain loss, what its value is counted in, so that a collapse can be told from it: `nats` per token,
     the `margin` between a refusal and the answer, a Jensen–Shannon `divergence`; None where it has no fixed scale.
+    `beside`: of a retain loss, the forget loss without which it retains nothing, at the same `layer`.
     """
 
     loss: Callable[..., Any] | None
@@ -43,6 +44,7 @@ class Objective:
     target: Literal["answer", "refusal"] = "answer"
     refusals: tuple[str, ...] = ()
     scale: Scale | None = None
+    beside: str = ""
 
     @property
     def options(self) -> dict[str, float]:
@@ -133,6 +135,7 @@ RETAIN: dict[str, Objective] = {
         retain.rmu_retain,
         needs=frozenset({"activations", "activations_reference"}),
         settings={"layer": -1},
+        beside="rmu",
     ),
     "none": Objective(None, needs=frozenset(), unit="rows"),
 }
@@ -210,15 +213,17 @@ def forgotten(objectives: Mapping[str, ObjectiveConfig]) -> tuple[str, ...]:
 
     But for the names forget and retain, which take no other, that is decided by the loss; two tasks have none.
     """
-    return tuple(
-        name for name, asked in objectives.items() if name == "forget" or (name != "retain" and asked.loss in FORGET)
-    )
+    names = []
+    for name, part in objectives.items():
+        if name == "forget" or (name != "retain" and part.loss in FORGET):
+            names.append(name)
+    return tuple(names)
 
 
 def keeps_copy(objectives: Mapping[str, ObjectiveConfig], *, adapters: bool) -> bool:
     """Whether a run holds a frozen copy of its model: for `kl`, `undial` and `rmu-retain`, unless adapters are
     trained, which are switched off instead."""
-    return not adapters and any(find_objective(name, asked.loss).compares_whole for name, asked in objectives.items())
+    return not adapters and any(find_objective(name, part.loss).compares_whole for name, part in objectives.items())
 
 
 def _list(choices: Mapping[str, Objective]) -> str:
@@ -241,18 +246,23 @@ def _option_faults(name: str, loss: str, objective: Objective, options: Mapping[
 
 
 def _pair_faults(objectives: Mapping[str, ObjectiveConfig]) -> list[UserError]:
-    """rmu's own retain term holds one layer's activations: by itself, or at another layer, it retains nothing."""
-    steered = {_layer(asked) for asked in objectives.values() if asked.loss == "rmu"}
-    return [
-        UserError(
-            f'objectives.{name}.loss: "rmu-retain" holds the activations of one layer, and no "rmu" '
-            f"{'moves that layer' if steered else 'moves any'}: the layers above it would change freely.",
-            "Give both the same options.layer, or use gd or kl.",
+    """A term that holds one layer's activations (rmu-retain) retains nothing by itself, or at another layer."""
+    faults = []
+    for name, part in objectives.items():
+        partner = RETAIN.get(part.loss, RETAIN["none"]).beside
+        if not partner:
+            continue
+        moved = {_layer(other) for other in objectives.values() if other.loss == partner}
+        if _layer(part) in moved:
+            continue
+        extent = "moves that layer" if moved else "moves any"
+        fact = (
+            f'objectives.{name}.loss: "{part.loss}" holds the activations of one layer, and no "{partner}" {extent}: '
+            "the layers above it would change freely."
         )
-        for name, asked in objectives.items()
-        if asked.loss == "rmu-retain" and _layer(asked) not in steered
-    ]
+        faults.append(UserError(fact, "Give both the same options.layer, or use gd or kl."))
+    return faults
 
 
-def _layer(asked: ObjectiveConfig) -> float:
-    return asked.options.get("layer", -1)
+def _layer(part: ObjectiveConfig) -> float:
+    return part.options.get("layer", -1)

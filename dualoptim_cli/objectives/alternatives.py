@@ -59,16 +59,18 @@ class Alternatives:
         self._texts |= {int(row): list(texts) for row, texts in saved.items()}
 
     def _write(self, model: nn.Module, rows: Sequence[int]) -> dict[int, list[str]]:
-        found: dict[int, dict[str, str]] = {row: {} for row in rows}
+        answers: dict[int, dict[str, str]] = {row: {} for row in rows}
         true = {row: _plain(self._examples.record(row).answer) for row in rows}
         for turn in range(ROUNDS):
-            lacking = [row for row in rows if len(found[row]) < self._samples]
+            lacking = [row for row in rows if len(answers[row]) < self._samples]
             if not lacking:
                 break
             for row, texts in zip(lacking, self._sample(model, lacking, turn), strict=True):
-                found[row] |= {_plain(text): text.strip() for text in texts if _plain(text) not in ("", true[row])}
-        raise_all([self._nothing_else(row) for row in rows if not found[row]])
-        return {row: list(texts.values())[: self._samples] for row, texts in found.items()}
+                for text in texts:
+                    if _plain(text) not in ("", true[row]):
+                        answers[row][_plain(text)] = text.strip()
+        raise_all([self._nothing_else(row) for row in rows if not answers[row]])
+        return {row: list(texts.values())[: self._samples] for row, texts in answers.items()}
 
     def _sample(self, model: nn.Module, rows: Sequence[int], turn: int) -> list[list[str]]:
         encoder, encoded = self._examples.encoder, self._examples.encode(rows)
