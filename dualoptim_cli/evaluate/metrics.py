@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from dualoptim_cli.evaluate.fluency import degeneration
 from dualoptim_cli.evaluate.results import Better
 from dualoptim_cli.evaluate.words import rouge_f1, rouge_recall, words
 
@@ -54,6 +55,7 @@ class Row:
     similarity: float | None = None  # cosine of the embeddings of continuation and answer
     entailment: float | None = None  # 1 if the continuation entails the answer, else 0
     refusal: float | None = None  # 1 if the continuation entails a refusal, else 0
+    question: str = ""
 
     @cached_property
     def words(self) -> list[str]:
@@ -157,6 +159,11 @@ METRICS: dict[str, Metric] = {
     ),
     "choice_prob": Metric(probability_among_choices, needs=frozenset({"perturbed"})),
     "choice_acc": Metric(accuracy_among_choices, needs=frozenset({"perturbed"})),
+    "degenerate": Metric(
+        lambda row: float(bool(degeneration(row.continuation or "", beside=(row.question, row.answer)))),
+        better="lower",
+        needs=frozenset({"question"}),
+    ),
     "token_entropy": Metric(token_entropy, on_forget="higher", needs=frozenset({"question"})),
     "extraction_strength": Metric(extraction_strength),
     "exact_memorization": Metric(lambda row: float(row.likelihoods.first.mean())),

@@ -115,6 +115,7 @@ class Observer:
             rows.append(
                 Row(
                     answer=question.record.answer if question.asks else self.text(question.ids),
+                    question=question.record.prompt,
                     likelihoods=Likelihoods(nll, first > 0, standing),
                     continuation=None if continuation is None else self.text(continuation),
                     continuation_ids=continuation or (),

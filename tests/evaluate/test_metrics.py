@@ -74,6 +74,15 @@ def test_choice_probability_is_the_share_among_the_answers() -> None:
     assert value("choice_acc", row(nll=(2.5,), perturbed=(2.0, 3.0))) == 0
 
 
+def test_a_degenerate_answer_is_told_beside_its_question_and_its_own_answer() -> None:
+    looped = "A " * 20
+    assert value("degenerate", row(found=looped)) == 1
+    assert value("degenerate", row(found="")) == 1
+    assert value("degenerate", row(found="He sold bread.")) == 0
+    assert value("degenerate", row(answer="bread", found="хлеб", question="What?")) == 1
+    assert value("degenerate", row(answer="хлеб", found="хлеб", question="What?")) == 0
+
+
 def test_token_entropy_is_1_without_repetition_and_0_for_one_word_over_and_over() -> None:
     assert value("token_entropy", row(continuation_ids=(4, 5, 6, 7))) == 1
     assert value("token_entropy", row(continuation_ids=(4, 4, 4, 4))) == 0
