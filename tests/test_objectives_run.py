@@ -169,7 +169,10 @@ def test_two_tasks_have_nothing_to_forget_and_are_judged_by_what_they_keep(small
     assert outcome.knew is None
     assert losses.keys() == {"task_a", "task_b"}
     gates = [judgment.gate for judgment in outcome.judgments]
-    assert gates == ["task_a.rougeL >= 0.9*before", "task_b.rougeL >= 0.9*before", "utility >= 0.5*before"]
+    assert gates == [
+        *(f"{task}.{gate}" for task in ("task_a", "task_b") for gate in ("prob >= 0.9*before", "degenerate <= 0.05")),
+        "utility >= 0.5*before",
+    ]
     assert "forget" not in outcome.verdict.lower()
     assert outcome.to_json()["model_knew_forget_rows"] is None
     scores = outcome.after.sets["task_a"]

@@ -22,6 +22,7 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 }
 FLOOR, FLOOR_OF_REFERENCE = "utility >= 0.5*before", "utility >= 0.5*reference"
 """Joins every list of gates: a destroyed model forgets perfectly, and must never pass."""
+DEGENERATE, KEPT = 0.05, 0.9
 
 _GATE = re.compile(r"\s*([\w.+-]+)\s*(<=|>=|<|>)\s*(\S.*?)\s*")
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -165,17 +166,53 @@ def check_measurable(gates: Sequence[Gate], before: Results) -> None:
 
 
 def default_gates(before: Results, *, forget: Collection[str]) -> list[Gate]:
-    """Return the gates of a run that named none: forget rows are gone, each set to keep is kept.
+    """Return the gates of a run that named none: forget rows are gone, each set to keep is kept, answers can be read.
 
-    What is recalled is ROUGE-L of answers, or verbatim completion where a set holds plain text.
+    Recall tells what is gone: ROUGE-L of answers, or verbatim completion of plain text. Likelihood tells what is kept,
+    and the choice among wrong answers where there are any: knowledge can be kept in other words. At most one answer
+    of twenty may be degenerate, or as many as before where that was more.
     """
     texts = []
-    for name in before.sets:
+    for name, scores in before.sets.items():
         if name == UNSEEN:
             continue
-        metric = "rougeL" if before.score(f"{name}.rougeL").value is not None else "verbmem"
-        texts.append(f"{name}.{metric} <= 0.25*before" if name in forget else f"{name}.{metric} >= 0.9*before")
+        if name in forget:
+            recall = "rougeL" if _value(scores, "rougeL") is not None else "verbmem"
+            texts.append(f"{name}.{recall} <= 0.25*before")
+        else:
+            texts.append(f"{name}.prob >= 0.9*before")
+            if _value(scores, "choice_acc") is not None:
+                texts.append(f"{name}.choice_acc >= before - 0.05")
+        degenerate = _value(scores, "degenerate")
+        if degenerate is not None:
+            texts.append(f"{name}.degenerate <= " + ("before" if degenerate > DEGENERATE else str(DEGENERATE)))
     return [parse_gate(text) for text in texts]
+
+
+def keep_disagreements(before: Results, after: Results, *, forget: Collection[str]) -> list[str]:
+    """Return a sentence for each set to keep in which likelihood and wording disagree about what was kept.
+
+    Each is kept at nine tenths of before. Where only ROUGE-L is below, the answers are other words for what is still
+    likely, or likely and no longer said: reading tells which.
+    """
+    sentences = []
+    for name in before.sets.keys() & after.sets.keys() - {UNSEEN, *forget}:
+        shares = []
+        for metric in ("prob", "rougeL"):
+            one, other = _value(before.sets[name], metric), _value(after.sets[name], metric)
+            shares.append(other / one if one and other is not None else None)
+        likely, worded = shares
+        if likely is None or worded is None or (likely >= KEPT) == (worded >= KEPT):
+            continue
+        sentences.append(
+            f"{name}: likelihood and wording disagree about what was kept (probability {likely:.0%} of before, "
+            f"ROUGE-L {worded:.0%}). Read some answers: dualopt ask."
+        )
+    return sorted(sentences)
+
+
+def _value(scores: Mapping[str, Score], metric: str) -> float | None:
+    return scores[metric].value if metric in scores else None
 
 
 def judge(

@@ -15,6 +15,7 @@ from dualoptim_cli.evaluate.gates import (
     check_scope,
     default_gates,
     judge,
+    keep_disagreements,
     parse_gate,
 )
 from dualoptim_cli.evaluate.results import Results, Score
@@ -92,10 +93,47 @@ def test_a_destroyed_model_never_passes(texts: list[str]) -> None:
         assert not all(each.passed for each in judge(gates, ruin, before=before))
 
 
-def test_default_gates_are_two_sided() -> None:
-    gates = [gate.text for gate in default_gates(BEFORE, forget=FORGET)]
-    assert gates == ["forget.rougeL <= 0.25*before", "retain.rougeL >= 0.9*before"]
-    assert all(each.passed for each in judge(default_gates(BEFORE, forget=FORGET), results(), before=BEFORE))
+def kept(prob: float, rouge: float, **more: float) -> Results:
+    scores = {"prob": prob, "rougeL": rouge, "degenerate": 0.0, **more}
+    of_each = {name: {metric: Score(value, n=20) for metric, value in scores.items()} for name in ("forget", "retain")}
+    return Results(of_each, {"utility": Score(0.9)})
+
+
+def test_default_gates_are_two_sided_and_rest_on_likelihood() -> None:
+    gates = [gate.text for gate in default_gates(kept(0.9, 1.0), forget=("forget",))]
+    assert gates == [
+        "forget.rougeL <= 0.25*before",
+        "forget.degenerate <= 0.05",
+        "retain.prob >= 0.9*before",
+        "retain.degenerate <= 0.05",
+    ]
+    with_choice = default_gates(kept(0.9, 1.0, choice_acc=0.8), forget=())
+    assert "retain.choice_acc >= before - 0.05" in [gate.text for gate in with_choice]
+
+
+def test_a_model_that_babbled_before_may_babble_as_much_after() -> None:
+    gates = [gate.text for gate in default_gates(kept(0.9, 1.0, degenerate=0.2), forget=("forget",))]
+    assert "forget.degenerate <= before" in gates
+    assert "retain.degenerate <= before" in gates
+
+
+def test_a_model_that_babbles_fails() -> None:
+    before = kept(0.9, 1.0)
+    failed = {
+        each.gate
+        for each in judge(default_gates(before, forget=()), kept(0.9, 1.0, degenerate=0.1), before=before)
+        if not each.passed
+    }
+    assert failed == {"forget.degenerate <= 0.05", "retain.degenerate <= 0.05"}
+
+
+def test_a_disagreement_of_likelihood_and_wording_is_said() -> None:
+    before = kept(0.8, 1.0)
+    assert keep_disagreements(before, kept(0.78, 0.95), forget=("forget",)) == []
+    assert keep_disagreements(before, kept(0.1, 0.2), forget=("forget",)) == []
+    (said,) = keep_disagreements(before, kept(0.8, 0.5), forget=("forget",))
+    assert said.startswith("retain: likelihood and wording disagree")
+    assert "probability 100% of before, ROUGE-L 50%" in said
 
 
 def check_gates(texts: Sequence[str], scope: evaluate_gates.Scope) -> list[Gate]:
