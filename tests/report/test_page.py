@@ -330,9 +330,19 @@ def test_scores_that_gates_are_about_stand_in_the_first_table() -> None:
     gates = (Judgment("forget.verbmem <= 0.5", True, 0.4, bound=0.5),)
     html = page.render(record(metrics={"after": Results(scores).to_json()}, gates=gates))
     first, _, rest = html.partition("<details>")
-    assert "verbmem</td>" in first
-    assert "token_entropy</td>" not in first
-    assert "token_entropy</td>" in rest
+    assert ">verbmem</td>" in first
+    assert ">token_entropy</td>" not in first
+    assert ">token_entropy</td>" in rest
+
+
+def test_every_cell_names_its_column_for_narrow_screens() -> None:
+    html = page.render(record(), events())
+    heads = re.findall(r"<thead><tr>(.*?)</tr></thead><tbody>(.*?)</tbody>", html)
+    assert heads
+    for head, body in heads:
+        columns = re.findall(r"<th>(.*?)</th>", head)
+        for row in re.findall(r"<tr>(.*?)</tr>", body):
+            assert re.findall(r'<td[^>]* data-label="(.*?)">', row) == columns
 
 
 HOSTILE = "</style></title><script>document.title='pwned'</script><img src=x onerror=\"document.title='pwned'\">\x1b[2J"

@@ -55,16 +55,24 @@ def bullets(sentences: Iterable[str]) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
-    """A table of cells that are HTML already; the header is plain text. Nothing where it has no rows."""
+    """A table of cells that are HTML already; the header is plain text. Nothing where it has no rows.
+
+    Each cell carries the name of its column: on a phone a row becomes a card, and that is what stands before a value.
+    """
     if not rows:
         return ""
     head = "".join(f"<th>{clean(name)}</th>" for name in header)
+    labels = [f' data-label="{clean(name)}"' for name in header] or [""] * len(rows[0])
     body = []
     for row in rows:
-        cells = "".join(f"<td{_kind(cell)}>{cell}</td>" for cell in row)
-        body.append(f"<tr>{cells}</tr>")
-    thead = f"<thead><tr>{head}</tr></thead>" if head else ""
-    return f'<div class="wide"><table class="{kind}">{thead}<tbody>{"".join(body)}</tbody></table></div>'
+        cells = [f"<td{_kind(cell)}{label}>{cell}</td>" for cell, label in zip(row, labels, strict=True)]
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    if not header:
+        return f'<table class="{kind}"><tbody>{"".join(body)}</tbody></table>'
+    return (
+        f'<div class="wide"><table class="cards {kind}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+    )
 
 
 def cells_table(plain_table: PlainTable) -> str:

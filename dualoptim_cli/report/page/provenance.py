@@ -143,9 +143,7 @@ def _check(record: Record) -> str:
     same = record.reproducible
     if same.bit_for_bit:
         varies = ", ".join(name.replace("\\.", ".") for name in same.varies)
-        words = (
-            f"The same command and seed give the same bits on {same.conditions}. What varies all the same: {varies}."
-        )
+        words = f"The same command and seed give the same bits on {same.conditions}, apart from {varies}."
     else:
         words = "This run was not on a CPU: the same command and seed need not give the same bits."
     rows = [
