@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from dualoptim_cli.distributed import PROCESSES
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.events import Event, Note, OnEvent
 from dualoptim_cli.job.brief import optimizer_settings
@@ -122,7 +123,7 @@ class Training:
                 self.checkpoints.save(standing)
 
             def after_step(standing: Standing) -> bool:
-                stop = self.should_stop()
+                stop = PROCESSES.any(self.should_stop())
                 last = standing.step == plan.steps and config.checkpoint.keep_at_end
                 if ((stop or last) and standing.step > self.checkpoints.step) or self.checkpoints.due(standing.step):
                     save(standing)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dualoptim_cli.distributed import PROCESSES
 from dualoptim_cli.files import atomic_folder
 from dualoptim_cli.model.adapter import (
     CHAIN,
@@ -57,9 +58,8 @@ def _save_adapter(loaded: Loaded, folder: Path) -> None:
     if len(adapters) > 1:
         settings, tensors = joined(adapters)
     settings |= {"base_model_name_or_path": loaded.base or None, "revision": loaded.revision, "inference_mode": True}
-    save_file(
-        {key: own.detach().cpu().contiguous() for key, own in tensors.items()}, folder / WEIGHTS, {"format": "pt"}
-    )
+    whole = {key: PROCESSES.whole(tensor.detach()).cpu().contiguous() for key, tensor in tensors.items()}
+    save_file(whole, folder / WEIGHTS, {"format": "pt"})
     (folder / CONFIG).write_text(_json(settings), encoding="utf-8")
     if loaded.adapters:
         chain = [one for part in loaded.adapters for one in (*contained_in(part), digest(part))]

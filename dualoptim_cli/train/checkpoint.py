@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from dualoptim_cli.distributed import PROCESSES
 from dualoptim_cli.errors import ExitCode, UserError, out_of_memory
 from dualoptim_cli.files import discard, disk_errors_as_user_error, sha256, sync, write_atomic
 from dualoptim_cli.train.flat import flatten as flatten
@@ -101,7 +102,10 @@ def _write(
     identity: Mapping[str, Any],
 ) -> None:
     tensors, rest = flatten(optimizer.state_dict())
-    trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
+    tensors = {name: PROCESSES.whole(tensor) for name, tensor in tensors.items()}
+    trained = {
+        name: PROCESSES.whole(p.detach()).contiguous() for name, p in model.named_parameters() if p.requires_grad
+    }
     for name, some, words in zip(FILES, (trained, unshared(tensors)), ({}, header(rest)), strict=True):
         save_file(some, aside / name, metadata=words)
         sync(aside / name)
