@@ -16,7 +16,7 @@ from dualoptim_cli import demo
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.data import load_records
 from dualoptim_cli.errors import UserError
-from dualoptim_cli.job import check_settings
+from dualoptim_cli.job import Brief
 from dualoptim_cli.job.rehearse import rehearse
 from dualoptim_cli.objectives import FORGET, RETAIN
 from dualoptim_cli.recipes import (
@@ -123,7 +123,7 @@ def test_a_file_that_is_no_yaml_names_the_line(tmp_path: Path) -> None:
 def test_joint_steps_are_refused_for_an_optimizer_that_must_tell_objectives_apart(tmp_path: Path) -> None:
     recipe = write(tmp_path, MINIMAL + "schedule: {mode: joint}\n")
     with pytest.raises(UserError, match=r"schedule.mode.*nothing to tell apart") as error:
-        check_settings(resolve(recipe).config)
+        Brief.of(resolve(recipe).config)
     assert "optimizer.name=adamw" in error.value.hint
 
 
