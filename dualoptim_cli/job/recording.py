@@ -38,13 +38,14 @@ def record_run(
     run = folder.path
     path = hashing.key_file(run)
     origins = {key: origin for key, origin in origins.items() if origin != "default"}
-    if resume and (run / ledger.RECORD).is_file():  # a run killed while its model was hashed has none yet
+    if resume and not ledger.is_begun(run):  # a run killed while its model was hashed has no record yet
         earlier = ledger.read(run)
         key = hashing.read_key(path)
+        ledger.check_open(run, key)
         _check_same(run, earlier, planned.opened, key)
         record = _with_present_settings(earlier, planned.brief.config.model_dump(mode="json"), origins)
     else:
-        key = hashing.make_key(path)
+        key = hashing.read_key(path)
         record = _first_record(planned, loaded, origins, key)
     recording = Recording(run, planned.opened, record, key)
     try:
@@ -66,13 +67,13 @@ class Recording:
         self._opened = opened
         self._key = key
         self._begun = time.perf_counter()
-        ledger.begin(run, self.record)
+        ledger.begin(run, self.record, key)
 
     def __call__(self, event: Event) -> None:
         """Note how far the run has come."""
         if isinstance(event, TrainingStarted):
             self._update_session(after_step=event.first_step, last_step=event.first_step)
-            ledger.begin(self.run, self.record)
+            ledger.begin(self.run, self.record, self._key)
         elif isinstance(event, StepDone):
             self._update_session(last_step=event.step)
 
@@ -81,7 +82,7 @@ class Recording:
         how = ENDINGS.get(code, "failed")
         self._update_session(ended=ledger.now(), how=how, exit_code=int(code))
         self.record = self.record.with_(status=how)
-        ledger.begin(self.run, self.record)
+        ledger.begin(self.run, self.record, self._key)
 
     def mark(self, folder: Path, *, passed: bool, verdict: str) -> None:
         """Note the model that was left in `folder`, and leave a mark in it that says which run made it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import json
 import math
 import os
@@ -17,6 +18,7 @@ from dualoptim_cli.errors import ExitCode, UserError, raise_all
 from dualoptim_cli.events import Event, StepDone
 from dualoptim_cli.files import discard, disk_errors_as_user_error, write_atomic
 from dualoptim_cli.record import ledger, lock
+from dualoptim_cli.record.hashing import key_file, make_key
 from dualoptim_cli.record.ledger import BEGUN, DIGEST, OWN
 
 FILES = ("metrics.json", "events.jsonl", "state.json", "record.html")
@@ -81,6 +83,8 @@ class RunFolder:
         if used and not ours:
             hint = "Choose another --out; --force replaces only a folder that a run has made."
             raise UserError(f"{self.path} is not empty, and no run of dualopt made it.", hint)
+        if not resume:
+            ledger.own_key(self.path)
         links = [name for name in (self.config.name, *OWN, *FILES, *FOLDERS) if (self.path / name).is_symlink()]
         raise_all([_is_link(self.path / name) for name in sorted(links)])
         if used and not (force or resume):
@@ -95,7 +99,8 @@ class RunFolder:
         """
         with disk_errors_as_user_error("A new run", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            ledger.claim(self.path)
+            key = ledger.own_key(self.path) or make_key(key_file(self.path))
+            ledger.claim(self.path, key)
             self.config.unlink(missing_ok=True)
             for name in (*OWN, *FILES):
                 (self.path / name).unlink(missing_ok=True)
@@ -129,16 +134,21 @@ class RunFolder:
             write_atomic(self.metrics, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
 
     @contextmanager
-    def event_log(self, first_step: int) -> Iterator[EventLog]:
+    def event_log(self, first_step: int, key: bytes = b"", expected: str | None = None) -> Iterator[EventLog]:
         """A log of the steps to come; lines of steps after `first_step`, which will run again, are cut off.
 
-        Raises UserError (exit 5) when a step up to that one is missing.
+        `expected` is the log's code (see `EventLog.code`) at that step. Raises UserError (exit 5) when a step up to
+        that one is missing, or when its code with the key is another one: the log was changed.
         """
         lines = list(self._event_lines(first_step))
+        code = hmac.new(key, "".join(lines).encode(), "sha256")
+        if expected is not None and not hmac.compare_digest(code.hexdigest(), expected):
+            fact = f"{self.events} is not what the run wrote up to step {first_step}."
+            raise UserError(fact, "Put the file back as it was, or start anew with --force.", ExitCode.INTEGRITY)
         with disk_errors_as_user_error("The log", self.path):
             write_atomic(self.events, "".join(lines))
         with self.events.open("a", encoding="utf-8", buffering=1) as file:
-            yield EventLog(file, self.events)
+            yield EventLog(file, self.events, code)
 
     def _event_lines(self, first_step: int) -> Iterator[str]:
         """The lines of the first steps. A killed run can leave half a line behind them, which counts for nothing."""
@@ -157,19 +167,27 @@ class RunFolder:
 class EventLog:
     """Writes one line of JSON for each step it is told of."""
 
-    def __init__(self, file: Any, path: Path) -> None:
+    def __init__(self, file: Any, path: Path, code: hmac.HMAC) -> None:
         self._file = file
         self._path = path
+        self._code = code
+
+    @property
+    def code(self) -> str:
+        """HMAC of all lines so far, with the key of the run."""
+        return self._code.hexdigest()
 
     def __call__(self, event: Event) -> None:
         if not isinstance(event, StepDone):
             return
         with disk_errors_as_user_error(f"Step {event.step}", self._path.parent):
             self._path.stat()  # of a removed folder, the open file would go on taking lines that nobody will find
-            line = asdict(event)
+            facts = asdict(event)
             if event.probe is None:
-                del line["probe"], line["probe_seconds"]
-            self._file.write(json.dumps(_numbers(line), allow_nan=False) + "\n")
+                del facts["probe"], facts["probe_seconds"]
+            line = json.dumps(_numbers(facts), allow_nan=False) + "\n"
+            self._file.write(line)
+            self._code.update(line.encode())
 
     def flush(self) -> None:
         """Bring the lines to the disk, so that no checkpoint is there without the steps it has behind it."""

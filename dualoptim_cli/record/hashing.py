@@ -11,6 +11,8 @@ import hmac
 import json
 import os
 import secrets
+import stat
+import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -69,11 +71,8 @@ def key_file(run: Path) -> Path:
 
 
 def make_key(path: Path) -> bytes:
-    """Read the key at `path`, or make one that only its owner may read."""
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return read_key(path)
+    """Make a key that only its owner may read; raises FileExistsError where something lies at `path`."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
             file.write(secrets.token_hex(32) + "\n")
@@ -100,6 +99,17 @@ def read_key(path: Path) -> bytes:
     if len(key) != 32:
         raise UserError(f"{path} is not the key of a run.", "A key is 64 hexadecimal digits.", ExitCode.INTEGRITY)
     return key
+
+
+def check_private(path: Path) -> None:
+    """Refuse a key that others than its owner may read, where the file system keeps such permissions at all."""
+    if os.name == "nt" or not stat.S_IMODE(path.stat().st_mode) & 0o077:
+        return
+    with tempfile.NamedTemporaryFile(dir=path.parent) as probe:  # made with 0600: some file systems ignore that
+        kept = not stat.S_IMODE(os.fstat(probe.fileno()).st_mode) & 0o077
+    if kept:
+        hint = f"If nobody else has read it, chmod 600 {path}; otherwise start anew without it."
+        raise UserError(f"{path} can be read by others: hashes with that key protect nothing.", hint)
 
 
 def keyed_files(key: bytes, source: str) -> dict[str, tuple[str, int]]:

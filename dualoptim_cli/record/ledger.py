@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import os
 import re
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,15 @@ from dualoptim_cli import strict_json
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.files import write_atomic
 from dualoptim_cli.record import lock
-from dualoptim_cli.record.hashing import files_below, hash_files, keyed_bytes
+from dualoptim_cli.record.hashing import (
+    check_private,
+    files_below,
+    hash_files,
+    key_file,
+    keyed_bytes,
+    keyed_text,
+    read_key,
+)
 from dualoptim_cli.record.manifest import SCHEMA, Amendment, File, Record
 
 RECORD, DIGEST, SEAL = "record.json", "record.json.sha256", "record.json.hmac"
@@ -78,14 +87,20 @@ def write(run: Path, record: Record, key: bytes | None) -> None:
     Cut short anywhere, this leaves the old record or the new one under a seal that holds; `check` lets it be repeated.
     """
     data = record.to_text().encode()
-    digest, seal = hashlib.sha256(data).hexdigest(), run / SEAL
+    _write_sealed(run, data, key, lambda: write_atomic(run / DIGEST, digest_line(data).decode()))
+
+
+def _write_sealed(run: Path, data: bytes, key: bytes | None, before_seal: Callable[[], None] = lambda: None) -> None:
+    """Write a record between two writes of its seal: the old and the new one, then the new one alone."""
+    seal = run / SEAL
     if key is None:
         seal.unlink(missing_ok=True)
     else:
         line = seal_of(data, key).decode()
-        write_atomic(seal, (seal.read_text(encoding="ascii", errors="replace") if seal.is_file() else "") + line)
+        old = seal.read_text(encoding="ascii", errors="replace") if seal.is_file() else ""
+        write_atomic(seal, old + line)
     write_atomic(run / RECORD, data.decode())
-    write_atomic(run / DIGEST, f"{digest}  {RECORD}\n")
+    before_seal()
     if key is not None:
         write_atomic(seal, line)
 
@@ -110,17 +125,61 @@ def check(run: Path, record: Record, key: bytes | None) -> bool:
     return fits
 
 
-def begin(run: Path, record: Record) -> None:
-    """Write the record of a run that is not finished: it has neither digest nor seal."""
-    for name in (DIGEST, SEAL):
-        (run / name).unlink(missing_ok=True)
-    write_atomic(run / RECORD, record.to_text())
+def begin(run: Path, record: Record, key: bytes | None = None) -> None:
+    """Write the record of a run that is not finished: it has no digest, and a seal where the key is at hand."""
+    (run / DIGEST).unlink(missing_ok=True)
+    _write_sealed(run, record.to_text().encode(), key)
     (run / BEGUN).unlink(missing_ok=True)
 
 
-def claim(run: Path) -> None:
-    """Mark a folder as a run's, before anything else of the run is in it."""
-    write_atomic(run / BEGUN, json.dumps({"schema": SCHEMA, "run": uuid.uuid4().hex}) + "\n")
+def check_open(run: Path, key: bytes) -> None:
+    """Refuse to go on with a run whose record was changed since it was last written (exit 5)."""
+    path = run / SEAL
+    if not path.is_file() or not seal_holds(read_bytes(run), path.read_bytes(), key):
+        hint = "Put record and seal back as they were, with their key, or start anew with --force."
+        raise UserError(f"{run / RECORD} does not fit its seal, {SEAL}.", hint, ExitCode.INTEGRITY)
+
+
+def claim(run: Path, key: bytes) -> None:
+    """Mark a folder as a run's, before anything else of the run is in it, and as the one that the key belongs to."""
+    number = uuid.uuid4().hex
+    write_atomic(run / BEGUN, json.dumps({"schema": SCHEMA, "run": number, "key": _proof(key, number)}) + "\n")
+
+
+def own_key(run: Path) -> bytes | None:
+    """The key beside a run's folder, which the run must have made itself; None where there is none.
+
+    It made it where the seal of its record was made with it, or the mark of a run that has no record yet. Raises
+    UserError (exit 2) for any other: who laid it there knows it, and can guess rows from hashes.
+    """
+    path = key_file(run)
+    if not os.path.lexists(path):
+        return None
+    hint = "Move it away, or choose another --out."
+    try:
+        key = read_key(path)
+    except UserError as fault:
+        raise UserError(fault.message, hint) from None
+    if not _made_by(run, key):
+        raise UserError(f"{path} is there already, and not the key of a run in {run}.", hint)
+    check_private(path)
+    return key
+
+
+def _made_by(run: Path, key: bytes) -> bool:
+    if (run / RECORD).is_file() and (run / SEAL).is_file():
+        return seal_holds((run / RECORD).read_bytes(), (run / SEAL).read_bytes(), key)
+    mark = _read_mark(run / BEGUN)
+    return hmac.compare_digest(str(mark.get("key")), _proof(key, str(mark.get("run"))))
+
+
+def _proof(key: bytes, run: str) -> str:
+    return keyed_text(key, "the key of run", run)
+
+
+def is_begun(run: Path) -> bool:
+    """Whether a run has begun in a folder and has no record yet, by a mark that was made with the key beside it."""
+    return not (run / RECORD).exists() and (run / BEGUN).is_file() and own_key(run) is not None
 
 
 def is_run(run: Path) -> bool:
@@ -128,17 +187,19 @@ def is_run(run: Path) -> bool:
 
     The record need not be whole: a damaged run can be replaced, too.
     """
-    return any(_names_run(run / name) for name in (RECORD, BEGUN))
+    return any(_read_mark(run / name) for name in (RECORD, BEGUN))
 
 
-def _names_run(path: Path) -> bool:
+def _read_mark(path: Path) -> dict[str, Any]:
+    """What a record or mark says, if only that it is of a run; empty where it is neither."""
     if path.is_symlink() or not path.is_file():
-        return False
+        return {}
     try:
         content = json.loads(path.read_bytes())
-        return isinstance(content["schema"], int) and bool(re.fullmatch("[0-9a-f]{32}", content["run"]))
+        ours = isinstance(content["schema"], int) and bool(re.fullmatch("[0-9a-f]{32}", content["run"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return False
+        return {}
+    return content if ours else {}
 
 
 def files_of(run: Path) -> list[str]:
@@ -187,6 +248,11 @@ def chain_breaks(record: Record) -> list[int]:
         if digest_of(record) != last.previous_sha256:
             broken.append(len(record.amendments) + 1)
     return broken[::-1]
+
+
+def digest_line(data: bytes) -> bytes:
+    """What the digest of a record's bytes holds: a line for `sha256sum -c`."""
+    return f"{hashlib.sha256(data).hexdigest()}  {RECORD}\n".encode()
 
 
 def seal_of(data: bytes, key: bytes) -> bytes:

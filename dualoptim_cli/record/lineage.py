@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dualoptim_cli.errors import UserError
 from dualoptim_cli.record.hashing import hash_files, model_files, whole
-from dualoptim_cli.record.ledger import RECORD
+from dualoptim_cli.record.ledger import DIGEST, SEAL, chain_breaks, digest_line, digest_of, own_key, read, read_bytes
 from dualoptim_cli.record.manifest import Earlier, File, ModelState, Record
 
 MARK = "dualopt.json"
@@ -59,28 +59,51 @@ def _told_by(folder: Path) -> list[Earlier]:
         return []
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
+        digest = model_state(folder).digest
         last = Earlier(
             run=told["run"],
             request_id=told["request_id"],
             passed=told["passed"],
             model_digest=told["model_digest"],
-            unchanged=told["model_digest"] == model_state(folder).digest,
-            record_sha256=_record_beside(folder, told["run"]),
+            unchanged=told["model_digest"] == digest,
         )
-        return [*(Earlier.model_validate(each) for each in told["earlier"]), last]
+        before = [Earlier.model_validate(each) for each in told["earlier"]]
     except (ValueError, KeyError, TypeError, ValidationError, RecursionError):
         return []
+    record = _record_beside(folder, last.run)
+    if record is None:
+        return [*(each.model_copy(update={"checked": False}) for each in before), last]
+    whole = _is_whole(folder.parent, record)
+    same_before = whole and tuple(before) == record.earlier
+    before = [each.model_copy(update={"checked": each.checked and same_before}) for each in before]
+    checked = whole and last.unchanged and _says_the_same(record, last)
+    return [*before, last.model_copy(update={"record_sha256": digest_of(record), "checked": checked})]
 
 
-def _record_beside(folder: Path, run: str) -> str | None:
-    """The digest of the record in the folder above, if it is that run's."""
-    path = folder.parent / RECORD
-    if not path.is_file():
-        return None
-    data = path.read_bytes()
+def _record_beside(folder: Path, run: str) -> Record | None:
+    """The record in the folder above, if it is that run's."""
     try:
-        told = json.loads(data)
-    except (ValueError, RecursionError):
+        record = read(folder.parent)
+    except UserError:
         return None
-    mine = isinstance(told, dict) and told.get("run") == run
-    return hashlib.sha256(data).hexdigest() if mine else None
+    return record if record.run == run else None
+
+
+def _is_whole(run: Path, record: Record) -> bool:
+    """Whether a run's record is finished and fits its digest, its chain, and its seal where the key is at hand."""
+    if record.status != "finished" or chain_breaks(record) or not (run / DIGEST).is_file():
+        return False
+    data = record.to_text().encode()
+    if (run / DIGEST).read_bytes() != digest_line(data) or data != read_bytes(run):
+        return False
+    try:
+        key = own_key(run)
+    except UserError:
+        return False
+    return key is None or (run / SEAL).is_file()
+
+
+def _says_the_same(record: Record, mark: Earlier) -> bool:
+    passed = record.verdict is not None and record.verdict.passed == mark.passed
+    model = record.model.after is not None and record.model.after.digest == mark.model_digest
+    return passed and model and record.request_id == mark.request_id

@@ -91,7 +91,10 @@ class Data(Part):
 
 
 class Session(Part):
-    """From a start or a resumption to the next stop. Steps count from 1; a killed session has no end."""
+    """From a start or a resumption to the next stop. Steps count from 1; a killed session has no end.
+
+    `changed` are the settings that were given anew at a resumption, each as it was and as it is since.
+    """
 
     began: str
     after_step: int
@@ -99,12 +102,15 @@ class Session(Part):
     last_step: int | None = None
     how: How = "running"
     exit_code: int | None = None
+    changed: dict[str, tuple[Any, Any]] = {}
 
 
 class Earlier(Part):
-    """A deletion run that this run's model came from, oldest first; `unchanged` since that run ended, as far as known.
+    """A deletion run that this run's model came from, oldest first, as the mark in the model says.
 
-    `record_sha256` is the digest of that run's record, where it still lay beside the model.
+    `unchanged`: the model is the one that the mark was made for. `record_sha256` is the digest of that run's record,
+    where it still lay beside the model. `checked`: that record is whole, and says the same of run, request, gates and
+    model; where it is false, nothing but the mark says so, and whoever can write the model's folder can write it.
     """
 
     run: str
@@ -113,6 +119,7 @@ class Earlier(Part):
     model_digest: Hex
     unchanged: bool
     record_sha256: Hex | None = None
+    checked: bool = False
 
 
 class Verdict(Part):

@@ -45,7 +45,13 @@ def purge(run: Path, key: bytes | None, draw: Callable[[Record], str]) -> Purged
 def _purge(run: Path, key: bytes | None, draw: Callable[[Record], str]) -> Purged:
     record = ledger.read(run)
     finished = record.status == "finished"
-    fits = not finished or ledger.check(run, record, key)
+    fits = True
+    if finished:
+        fits = ledger.check(run, record, key)
+    elif not (run / ledger.SEAL).is_file():
+        key = None  # what was never sealed, or lost its seal, gets none by being purged
+    elif key is not None:
+        ledger.check_open(run, key)
     there = [name for name in ledger.files_of(run) if is_derived(name)]
     raise_all([_is_link(run / name) for name in there if (run / name).is_symlink()])
     size = sum((run / name).lstat().st_size for name in there)
@@ -84,8 +90,8 @@ def _write(
 ) -> Record:
     entries: dict[str, File | None] = dict.fromkeys(gone)
     if record.status != "finished":
-        amended = ledger.amend(run, record, "purged", entries, None, removed=gone, bytes=size)
-        ledger.begin(run, amended)
+        amended = ledger.amend(run, record, "purged", entries, key, removed=gone, bytes=size)
+        ledger.begin(run, amended, key)
         return amended
     entries[PAGE] = record.files.get(PAGE)
     amended = ledger.amend(run, record, "purged", entries, key, removed=gone, bytes=size)

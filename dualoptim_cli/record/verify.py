@@ -118,7 +118,7 @@ def _digest(run: Path, data: bytes) -> Iterator[Fault]:
     if not path.is_file():
         yield Fault(ledger.DIGEST, "is missing")
         return
-    if path.read_bytes() != f"{hashlib.sha256(data).hexdigest()}  {ledger.RECORD}\n".encode():
+    if path.read_bytes() != ledger.digest_line(data):
         yield Fault(ledger.RECORD, f"does not fit {ledger.DIGEST}: one of the two was changed")
 
 

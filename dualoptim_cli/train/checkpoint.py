@@ -43,6 +43,7 @@ class Checkpoint:
     standing: Standing
     identity: Mapping[str, Any]
     optimizer: Mapping[str, Any]
+    seals: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def step(self) -> int:
@@ -67,9 +68,11 @@ def save(
     *,
     keep: int = 1,
     spare: Collection[Path] = (),
+    seals: Mapping[str, str] | None = None,
 ) -> Path:
     """Save the state at `standing` below `root`; delete all but the newest `keep` checkpoints and those to `spare`.
 
+    `seals` are keyed codes of what the run has written elsewhere so far, by file: `Checkpoint.seals` gives them back.
     Checkpoints of later steps go, too: they are of a past that this run has turned back from. Raises UserError
     (exit 4) when the disk is full or the folder gone; what was saved before is then as it was.
     """
@@ -80,7 +83,7 @@ def save(
         aside = root / f".{final.name}.partial"
         try:
             aside.mkdir()
-            _write(aside, standing, model, optimizer, identity)
+            _write(aside, standing, model, optimizer, identity, seals or {})
             discard(final)
             aside.rename(final)
         except BaseException:
@@ -100,6 +103,7 @@ def _write(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     identity: Mapping[str, Any],
+    seals: Mapping[str, str],
 ) -> None:
     tensors, rest = flatten(optimizer.state_dict())
     tensors = {name: PROCESSES.whole(tensor) for name, tensor in tensors.items()}
@@ -113,6 +117,7 @@ def _write(
         "format": FORMAT,
         "standing": standing.to_json(),
         "identity": dict(identity),
+        "seals": dict(seals),
         "optimizer": rest,
         "sha256": {name: sha256(aside / name) for name in FILES},
     }
@@ -211,7 +216,8 @@ def _read(folder: Path) -> Checkpoint:
         digest = head.pop("digest")
         wrong = [name for name in FILES if sha256(folder / name) != head["sha256"][name]]
         wrong += [HEAD] if _digest(head) != digest else []
-        checkpoint = Checkpoint(folder, Standing(**head["standing"]), head["identity"], head["optimizer"])
+        standing, seals = Standing(**head["standing"]), dict(head["seals"])
+        checkpoint = Checkpoint(folder, standing, head["identity"], head["optimizer"], seals)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{folder} is not a whole checkpoint.", code=ExitCode.INTEGRITY) from error
     if wrong:

@@ -12,7 +12,7 @@ import pytest
 
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.events import Note, StepDone
-from dualoptim_cli.record import ledger, lock
+from dualoptim_cli.record import hashing, ledger, lock
 from dualoptim_cli.record.folder import RunFolder
 from dualoptim_cli.record.purge import purge
 from tests.record.finished import finish
@@ -287,5 +287,95 @@ def test_a_run_killed_right_after_its_mark_can_be_started_again(tmp_path: Path) 
     (run / "config.yaml").unlink()
     RunFolder(run).check(force=True, resume=False)
     (tmp_path / "new").mkdir()
-    ledger.claim(tmp_path / "new")
+    ledger.claim(tmp_path / "new", hashing.make_key(hashing.key_file(tmp_path / "new")))
     RunFolder(tmp_path / "new").check(force=False, resume=False)
+
+
+def lay_nothing(run: Path) -> None:
+    hashing.key_file(run).unlink(missing_ok=True)
+
+
+def lay_zeros(run: Path) -> None:
+    lay_nothing(run)
+    hashing.key_file(run).write_text("0" * 64)
+    hashing.key_file(run).chmod(0o600)
+
+
+def lay_another(run: Path) -> None:
+    lay_nothing(run)
+    hashing.make_key(hashing.key_file(run))
+
+
+def lay_link(run: Path) -> None:
+    lay_zeros(run)
+    hashing.key_file(run).rename(run.with_name("elsewhere"))
+    hashing.key_file(run).symlink_to(run.with_name("elsewhere"))
+
+
+def lay_fifo(run: Path) -> None:
+    lay_nothing(run)
+    os.mkfifo(hashing.key_file(run))
+
+
+def lay_text(run: Path) -> None:
+    lay_nothing(run)
+    hashing.key_file(run).write_text("my notes")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="makes links and pipes")
+@pytest.mark.parametrize("lay", [lay_zeros, lay_another, lay_link, lay_fifo, lay_text])
+@pytest.mark.parametrize("there", ["no run", "a finished run", "a begun run"])
+def test_a_key_that_this_run_did_not_make_is_refused_and_left_as_it_is(lay: Any, there: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    if there == "a finished run":
+        finish(tmp_path)
+    elif there == "a begun run":
+        RunFolder(run).begin("seed: 1\n")
+    lay(run)
+    before = hashing.key_file(run).lstat()
+    with pytest.raises(UserError, match=r"run\.key") as caught:
+        RunFolder(run).check(force=True, resume=False)
+    assert caught.value.code == ExitCode.USAGE
+    assert "Move it away" in caught.value.hint
+    assert hashing.key_file(run).lstat() == before
+
+
+def test_the_key_that_the_run_made_itself_is_kept_when_it_is_replaced(tmp_path: Path) -> None:
+    run, key = finish(tmp_path)
+    for _ in range(2):
+        RunFolder(run).check(force=True, resume=False)
+        RunFolder(run).begin("seed: 2\n")
+        assert ledger.own_key(run) == key
+        assert ledger.is_begun(run)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows keeps no such permissions")
+def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
+    run, _ = finish(tmp_path)
+    hashing.key_file(run).chmod(0o644)
+    with pytest.raises(UserError, match="can be read by others") as caught:
+        RunFolder(run).check(force=True, resume=False)
+    assert "chmod 600" in caught.value.hint
+
+
+@pytest.mark.parametrize("change", ["changed", "cut off", "swapped", "another key"])
+def test_a_log_that_was_changed_since_the_checkpoint_is_refused(change: str, tmp_path: Path) -> None:
+    folder, key = RunFolder(tmp_path), b"k" * 32
+    with folder.event_log(0, key) as log:
+        log(done(1))
+        log(done(2))
+        code = log.code
+        log(done(3))
+    text = folder.events.read_text()
+    with folder.event_log(2, key, code) as log:
+        assert log.code == code
+    assert len(folder.events.read_text().splitlines()) == 2
+    if change == "changed":
+        folder.events.write_text(text.replace("0.5", "0.4", 1))
+    elif change == "cut off":
+        folder.events.write_text("")
+    elif change == "swapped":
+        folder.events.write_text(text.replace("8", "9"))
+    with pytest.raises(UserError) as caught, folder.event_log(2, b"q" * 32 if change == "another key" else key, code):
+        pass
+    assert caught.value.code == ExitCode.INTEGRITY

@@ -55,7 +55,9 @@ def test_key_is_made_once_and_only_its_owner_may_read_it(tmp_path: Path) -> None
         os.umask(old)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert len(key) == 32
-    assert hashing.make_key(path) == key
+    assert hashing.read_key(path) == key
+    with pytest.raises(FileExistsError):
+        hashing.make_key(path)
     assert hashing.make_key(tmp_path / "other.key") != key
 
 

@@ -133,11 +133,23 @@ def test_amendments_lead_back_to_the_first_record(tmp_path: Path) -> None:
 
 def test_run_that_never_finished_can_be_purged_too(tmp_path: Path) -> None:
     run, key = finish(tmp_path)
-    ledger.begin(run, ledger.read(run).with_(status="interrupted", files={}))
+    ledger.begin(run, ledger.read(run).with_(status="interrupted", files={}), key)
     assert purge(run, key, draw).files == GONE
     record = ledger.read(run)
     assert (record.status, record.amendments[-1].what) == ("interrupted", "purged")
+    ledger.check_open(run, key)
+
+
+def test_an_unfinished_record_that_was_changed_is_not_sealed_by_a_purge(tmp_path: Path) -> None:
+    run, key = finish(tmp_path)
+    ledger.begin(run, ledger.read(run).with_(status="interrupted", files={}), key)
+    (run / ledger.RECORD).write_text((run / ledger.RECORD).read_text().replace("DSR-1", "DSR-2"))
+    with pytest.raises(UserError, match="does not fit its seal"):
+        purge(run, key, draw)
+    (run / ledger.SEAL).unlink()
+    purge(run, key, draw)
     assert not (run / ledger.SEAL).exists()
+    assert ledger.read(run).amendments[-1].sealed is False
 
 
 def test_half_written_leftovers_are_purged_with_the_rest(tmp_path: Path) -> None:
