@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from dualoptim_cli.errors import UserError, did_you_mean, raise_all
-from dualoptim_cli.optim import baselines, front
+from dualoptim_cli.optim import baselines, dual, front
 from dualoptim_cli.optim.conflict import Conflict, measure_conflict
 from dualoptim_cli.optim.dual import DualOptimizer, set_state_bits
 from dualoptim_cli.optim.entry import Entry
@@ -40,9 +40,9 @@ NO_BASE = DUAL - {"base_betas", "bridge", "second_bridge", "second_moment"}
 OPTIMIZERS: dict[str, Entry] = {
     "adamw": Entry(baselines.adamw, baselines.ADAMW, joint=True),
     "adamw-8bit": Entry(baselines.adamw_8bit, baselines.ADAMW_8BIT, joint=True),
-    "dualoptim": Entry(front.dualoptim, NO_BASE),
-    "dualoptim+": Entry(front.dualoptim_plus, DUAL),
-    "dualoptim+muon": Entry(front.DualMuon, DUAL),
+    "dualoptim": Entry(front.dualoptim, NO_BASE, dual.workspace),
+    "dualoptim+": Entry(front.dualoptim_plus, DUAL, dual.workspace),
+    "dualoptim+muon": Entry(front.DualMuon, DUAL, dual.workspace_of_muon),
 }
 
 

@@ -35,7 +35,13 @@ Cells = tuple[tuple[storage.Cell, ...], ...]  # for each average of a rule, its 
 
 UNSIGNED = {"v.base"}  # every other cell is, or may become, negative
 
-EAGER_PIECE = 1 << 18  # elements at a time, so that all that an eager step touches stays in the cache
+# Elements of a tensor that are worked on at a time. An eager step passes over a piece some twenty times: on a CPU its
+# temporaries have to stay in the cache, and smaller pieces (2¹⁶) lost more to the price of a call than they won. On
+# other devices a piece is worth a kernel launch, and its temporaries are small beside the state.
+EAGER_PIECE = 1 << 18
+EAGER_PIECE_ELSEWHERE = 1 << 20
+COPIES = 16  # float32 numbers for each element of a piece that an eager step holds at once: benchmarks/memory_plan.py
+MUON_COPIES = 5  # float32 copies of a whole matrix: its direction, and what Newton–Schulz holds at once
 COMPILE_PAYS = 1 << 25  # elements in all, from which "auto" compiles on a CPU: docs/optimizer.md has the measurement
 
 
@@ -74,6 +80,22 @@ def advance_packed(
 advance_compiled = Compiled(advance_packed)
 
 
+def eager_piece(device: str) -> int:
+    """How many elements eager code works on at a time, on a type of device ("cpu", "cuda")."""
+    return EAGER_PIECE if device == "cpu" else EAGER_PIECE_ELSEWHERE
+
+
+def workspace(largest: int, device: str) -> int:
+    """Bytes that a step of the Adam form works with, for a largest tensor of so many elements."""
+    return COPIES * 4 * min(largest, eager_piece(device))
+
+
+def workspace_of_muon(largest: int, device: str) -> int:
+    """The same for the Muon form, which turns whole matrices."""
+    del device
+    return MUON_COPIES * 4 * largest
+
+
 def piece_size(cell: storage.Cell, device: torch.device, *, compiled: bool) -> int:
     """How many elements to advance at a time, so that temporaries stay small and a call is worth its price.
 
@@ -81,7 +103,7 @@ def piece_size(cell: storage.Cell, device: torch.device, *, compiled: bool) -> i
     """
     on_cpu = device.type == "cpu"
     if not compiled:
-        return EAGER_PIECE if on_cpu else 1 << 20
+        return eager_piece(device.type)
     if isinstance(cell, storage.Codes):
         return 1 << 18 if on_cpu else 1 << 21
     return 1 << 22
@@ -349,7 +371,7 @@ def set_state_bits(optimizer: DualOptimizer, bits: int) -> None:
             state.pop(f"{key}.scale", None)
             create_cell(state, key, p, group)
             new = cell_of(state, key)
-            for start, stop in pieces(p.numel(), EAGER_PIECE):
+            for start, stop in pieces(p.numel(), eager_piece(p.device.type)):
                 storage.save(storage.piece(new, start, stop), storage.load(storage.piece(old, start, stop)))
     optimizer.defaults["state_bits"] = bits
 

@@ -8,16 +8,25 @@ from dataclasses import dataclass
 from torch.optim import Optimizer
 
 
+def no_workspace(largest: int, device: str) -> int:
+    """The workspace of a fused kernel: none."""
+    del largest, device
+    return 0
+
+
 @dataclass(frozen=True)
 class Entry:
     """An optimizer of the table.
 
-    `settings` are the ones it can honor; any other is refused by name. With `joint`, all objectives share one state,
-    so a step on the sum of their losses makes sense.
+    `settings` are the ones it can honor; any other is refused by name. `workspace` says how many bytes its step
+    needs beside parameters, gradients and state, from the number of elements of the largest tensor and the type of
+    the device ("cpu", "cuda"). With `joint`, all objectives share one state, so a step on the sum of their losses
+    makes sense.
     """
 
     build: Callable[..., Optimizer]
     settings: frozenset[str]
+    workspace: Callable[[int, str], int] = no_workspace
     joint: bool = False
 
     @property

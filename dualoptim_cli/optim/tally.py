@@ -17,10 +17,9 @@ from torch import Tensor
 
 from dualoptim_cli.optim import storage
 from dualoptim_cli.optim.conflict import UNSIGNED, cosine, estimates, inner_products, moments_of, part, resting
-from dualoptim_cli.optim.dual import pieces
+from dualoptim_cli.optim.dual import eager_piece, pieces
 
-CPU_PIECE, DEVICE_PIECE = 1 << 16, 1 << 22  # elements at a time: within the cache; on a GPU, worth a launch
-SAMPLED_PIECE = 1 << 12
+SAMPLED_PIECE = 1 << 12  # elements: small, so that a sample comes from many places of a tensor
 SAFE_SQUARES = (1e-25, 1e30)  # between them a sum of float32 squares is what it should be
 
 
@@ -200,7 +199,9 @@ def code_errors(signed: bool) -> tuple[Tensor, Tensor]:
 
 def cuts(state: Mapping[str, Any], key: str, sample: int = 1) -> Iterable[tuple[int, int]]:
     """The pieces in which a tensor's state is read, or one in `sample` of them."""
-    size = DEVICE_PIECE if state[key].device.type != "cpu" else CPU_PIECE if sample == 1 else SAMPLED_PIECE
+    size = eager_piece(state[key].device.type)
+    if sample > 1:
+        size = min(size, SAMPLED_PIECE)
     return islice(pieces(state[key].numel(), size), 0, None, sample)
 
 

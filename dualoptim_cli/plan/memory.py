@@ -24,6 +24,7 @@ from dualoptim_cli.objectives import Objective, find_objective
 from dualoptim_cli.objectives.forward import build_task
 from dualoptim_cli.objectives.heads import assume_halves, causal_lm
 from dualoptim_cli.objectives.reference import Frozen
+from dualoptim_cli.optim import find_optimizer
 from dualoptim_cli.plan.allocations import Allocations
 from dualoptim_cli.plan.blueprint import FLOAT, Blueprint
 from dualoptim_cli.plan.choices import taking_turns
@@ -40,13 +41,6 @@ PARTS = (
     "unpacked weights",
     "workspace of the step",
 )
-COPIES = 16
-"""Of a piece of a tensor in float32: what the rule of an Adam form works with, at the most."""
-PIECE = {"cpu": 2**16}
-OTHER_PIECE = 2**20
-"""Numbers of a piece (see optim.dual), on a CPU and elsewhere."""
-MUON_COPIES = 5
-"""Of a whole matrix in float32: its direction, and what Newton–Schulz holds at once."""
 UNKNOWN = "Activations and logits are not counted: what this model computes depends on its numbers."
 FEW = 2
 """Layers of the two runs from which the others are extrapolated, once and twice as many. Even, since kinds of layers
@@ -129,7 +123,9 @@ def plan_memory(
     except (RuntimeError, NotImplementedError):  # so fake tensors refuse what depends on the numbers they lack
         highest, passes, unknown = Counter(), Counter({"gradients": gradients}), UNKNOWN
     highest["gradients"] = gradients
-    highest["workspace of the step"] = _workspace(config, blueprint, device)
+    highest["workspace of the step"] = find_optimizer(config.optimizer.name).workspace(
+        blueprint.largest, device.partition(":")[0]
+    )
     if config.model.load_in:  # one matrix at a time is unpacked to be multiplied with
         highest["unpacked weights"] = blueprint.largest_packed * _compute_size(blueprint)
         passes["unpacked weights"] = highest["unpacked weights"]
@@ -164,15 +160,6 @@ def _different_passes(config: RunConfig) -> list[str]:
         options = tuple(sorted(config.objectives[name].options.items()))
         names[objective.needs - LIKELIHOODS_NOTED, on_logits, options] = name
     return list(names.values())
-
-
-def _workspace(config: RunConfig, blueprint: Blueprint, device: str) -> int:
-    """What an optimizer's step works with, besides what is there before and after it."""
-    if "muon" in config.optimizer.name:
-        return MUON_COPIES * 4 * blueprint.largest
-    if config.optimizer.name.startswith("adamw"):
-        return 0
-    return COPIES * 4 * min(blueprint.largest, PIECE.get(device.partition(":")[0], OTHER_PIECE))
 
 
 def _compute_size(blueprint: Blueprint) -> int:

@@ -8,7 +8,7 @@ from torch import nn
 
 from dualoptim_cli.config import OptimizerConfig
 from dualoptim_cli.errors import UserError
-from dualoptim_cli.optim import OPTIMIZERS, DualAdamW, DualOptimizer, Settings, build_optimizer
+from dualoptim_cli.optim import OPTIMIZERS, DualAdamW, DualOptimizer, Settings, build_optimizer, dual, tally
 
 
 def model():
@@ -144,3 +144,13 @@ def test_an_entry_says_what_its_optimizer_can_do(name):
     ]
     blank = [cell.numel() * cell.element_size() for _, cell in optimizer.blank_state(["forget", "retain"])]
     assert sorted(kept) == sorted(blank)
+
+
+def test_the_plan_the_step_and_the_summary_cut_tensors_alike():
+    """One size of a piece: it once stood in three places, and had drifted apart in two."""
+    size = dual.eager_piece("cpu")
+    state = {"m.base": torch.zeros(3 * size)}
+    assert next(iter(tally.cuts(state, "m.base"))) == (0, size)
+    assert dual.piece_size(state["m.base"], torch.device("cpu"), compiled=False) == size
+    assert OPTIMIZERS["dualoptim+"].workspace(10 * size, "cpu") == OPTIMIZERS["dualoptim+"].workspace(size, "cpu")
+    assert OPTIMIZERS["dualoptim+"].workspace(size // 2, "cpu") < OPTIMIZERS["dualoptim+"].workspace(size, "cpu")

@@ -64,7 +64,7 @@ def spelled_out(optimizer, name, p):
 
 @pytest.mark.parametrize("bits", [32, 8])
 def test_counts_in_pieces_equal_the_definitions_on_whole_tensors(bits, monkeypatch):
-    monkeypatch.setattr("dualoptim_cli.optim.tally.CPU_PIECE", 2048)
+    monkeypatch.setattr("dualoptim_cli.optim.dual.EAGER_PIECE", 2048)
     optimizer = trained(state_bits=bits, float32_embeddings=False)
     found = {one.name: one.tally.to_json() for one in summarize_state(optimizer).tensors}
     params = dict(zip(NAMES, [p for group in optimizer.param_groups for p in group["params"]], strict=False))

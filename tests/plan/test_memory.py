@@ -73,7 +73,7 @@ def test_the_peak_is_in_the_backward_pass_or_in_the_step_whichever_is_higher(
 ) -> None:
     before = planned(tmp_path, 4, rows=64)
     assert before.moment == "forward and backward pass"
-    monkeypatch.setattr("dualoptim_cli.plan.memory.COPIES", 2**20)
+    monkeypatch.setattr("dualoptim_cli.optim.dual.COPIES", 2**20)
     after = planned(tmp_path, 4, rows=64)
     assert after.moment == "optimizer step"
     assert after.peak == after.certain + after.highest["workspace of the step"] > before.peak
