@@ -18,15 +18,13 @@ from torch.optim import Optimizer
 
 from dualoptim_cli.optim import storage
 from dualoptim_cli.optim.compiled import Compiled
-from dualoptim_cli.optim.dual import UNSIGNED as UNSIGNED_DUAL
-from dualoptim_cli.optim.dual import named, piece_size, pieces
+from dualoptim_cli.optim.dual import cell_of, is_signed, named, piece_size, pieces
 from dualoptim_cli.optim.partition import layer_of
 from dualoptim_cli.optim.rules import debiased
 from dualoptim_cli.optim.settings import bridge_of, parts_of
 
 Source = Optimizer | Mapping[str, Any]
 ROW = 4096  # numbers that are added in float32; their sums are added in float64
-UNSIGNED = UNSIGNED_DUAL | {"v.shared"}
 
 # What torch's AdamW and bitsandbytes' AdamW8bit call their averages and clocks: one for all objectives, so "shared".
 FOREIGN = {
@@ -75,12 +73,15 @@ def renamed(state: Mapping[str, Any]) -> Mapping[str, Any]:
     for key, value in state.items():
         flat |= value if isinstance(value, Mapping) else {key: value}
     known = {FOREIGN[key]: value for key, value in flat.items() if key in FOREIGN}
-    return {key: in_blocks(key, value) if f"{key}.scale" in known else value for key, value in known.items()}
+    return {
+        key: in_blocks(value, signed=is_signed(key, known)) if f"{key}.scale" in known else value
+        for key, value in known.items()
+    }
 
 
-def in_blocks(key: str, codes: Any) -> Any:
+def in_blocks(codes: Any, *, signed: bool) -> Any:
     """Codes in the shape of their parameter as rows of a block each, the last one filled up with zeros."""
-    zero = storage.code_map(key not in UNSIGNED, codes.device).zero
+    zero = storage.code_map(signed, codes.device).zero
     if not isinstance(codes, Tensor):  # it rests in a file, and is filled up where it is read
         return codes.in_rows(storage.BLOCK, zero)
     missing = -codes.numel() % storage.BLOCK
@@ -213,6 +214,5 @@ def estimates(
 
 def part(state: Mapping[str, Any], key: str, start: int, stop: int) -> Tensor:
     """The numbers from `start` to `stop` of one cell, at least as precise as float32."""
-    cell = storage.cell(state, key, signed=key not in UNSIGNED)
-    values = storage.load(storage.piece(cell, start, stop)).reshape(-1)
+    values = storage.load(storage.piece(cell_of(state, key), start, stop)).reshape(-1)
     return values.to(torch.promote_types(values.dtype, torch.float32))

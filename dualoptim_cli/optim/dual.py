@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import chain, pairwise
@@ -32,8 +32,6 @@ from dualoptim_cli.optim.settings import (
 )
 
 Cells = tuple[tuple[storage.Cell, ...], ...]  # for each average of a rule, its delta and its base, or one of them
-
-UNSIGNED = {"v.base"}  # every other cell is, or may become, negative
 
 # Elements of a tensor that are worked on at a time. An eager step passes over a piece some twenty times: on a CPU its
 # temporaries have to stay in the cache, and smaller pieces (2¹⁶) lost more to the price of a call than they won. On
@@ -280,22 +278,33 @@ def keys_of(group: Mapping[str, Any], objective: str) -> tuple[tuple[str, ...], 
 
 def begin(state: dict[str, Tensor], keys: tuple[tuple[str, ...], ...], p: Tensor, group: dict[str, Any]) -> None:
     """Create the cells that a parameter does not have yet: all zero, their clocks at zero."""
-    for key in chain(*keys):
+    listed = tuple(chain(*keys))
+    for key in listed:
         if key not in state:
             state.setdefault(f"seen.{key.partition('.')[2]}", torch.zeros((), dtype=torch.int64))
-            create_cell(state, key, p, group)
+            create_cell(state, key, p, group, signed=is_signed(key, listed))
 
 
-def create_cell(state: dict[str, Tensor], key: str, p: Tensor, group: dict[str, Any]) -> None:
+def create_cell(state: dict[str, Tensor], key: str, p: Tensor, group: dict[str, Any], *, signed: bool) -> None:
     """Create a cell with as many bits as the settings say for a tensor of this size."""
     small = p.numel() < group["min_8bit_size"] or p.dtype == torch.float64
     bits = 32 if small else group["state_bits"]
-    storage.create(state, key, p, bits=bits, signed=key not in UNSIGNED)
+    storage.create(state, key, p, bits=bits, signed=signed)
 
 
-def cell_of(state: Mapping[str, Tensor], key: str) -> storage.Cell:
+def is_signed(key: str, keys: Container[str]) -> bool:
+    """Whether a cell may hold negative numbers, from all keys of a tensor's state.
+
+    A first moment may; of the second, only a delta beside a base: a mean of squares by itself is never negative, and
+    8 bits without a sign are twice as fine.
+    """
+    moment, _, part = key.partition(".")
+    return moment == "m" or (part not in ("base", "shared") and "v.base" in keys)
+
+
+def cell_of(state: Mapping[str, Any], key: str) -> storage.Cell:
     """A cell of a tensor's state."""
-    return storage.cell(state, key, signed=key not in UNSIGNED)
+    return storage.cell(state, key, signed=is_signed(key, state))
 
 
 def step_numbers(group: dict[str, Any], objective: str, seen: Mapping[str, int]) -> Numbers:
@@ -369,7 +378,7 @@ def set_state_bits(optimizer: DualOptimizer, bits: int) -> None:
         for key in [key for key in state if not key.startswith("seen.") and not key.endswith(".scale")]:
             old = cell_of(state, key)
             state.pop(f"{key}.scale", None)
-            create_cell(state, key, p, group)
+            create_cell(state, key, p, group, signed=is_signed(key, state))
             new = cell_of(state, key)
             for start, stop in pieces(p.numel(), eager_piece(p.device.type)):
                 storage.save(storage.piece(new, start, stop), storage.load(storage.piece(old, start, stop)))

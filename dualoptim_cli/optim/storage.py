@@ -2,7 +2,7 @@
 
 The 8-bit form is block-wise dynamic quantization (Dettmers et al., arXiv 2110.02861), with the code map of
 bitsandbytes: blocks of 256 numbers share one float32 scale, their largest magnitude; each number rests as the
-nearest of 256 values in [−1, 1] that are dense near zero.
+nearest of 256 values in [−1, 1] that are dense near zero. Without a sign only 0 becomes 0.
 """
 
 from __future__ import annotations
@@ -48,7 +48,12 @@ def code_map(signed: bool, device: torch.device) -> CodeMap:
         magnitudes.append(10.0 ** (i + 1 - DECADES) * ((bounds[:-1] + bounds[1:]) / 2))
     positive = torch.cat([*magnitudes, torch.ones(1)])
     values = torch.cat([-positive[1:-1].flip(0), positive]) if signed else positive  # there is no −1
-    steps = steps_at(edges_between(positive))
+    edges = edges_between(positive)
+    if not signed:
+        # A second moment that rounds to 0 makes Adam divide by eps: steps of hundreds of rates were measured. So of
+        # what has no sign only 0 itself is stored as 0; any number above it gets the smallest code at least.
+        edges[0] = 0
+    steps = steps_at(edges)
     return CodeMap(values.to(device), steps.to(device), zero=values.numel() - positive.numel())
 
 
@@ -84,7 +89,10 @@ def ranks(magnitudes: Tensor, steps: Tensor) -> Tensor:
 
 
 def encode(x: Tensor, magnitudes: Tensor, into: CodeMap) -> Tensor:
-    """The exactly nearest code of each of some rows of numbers with these magnitudes in [0, 1]; x gives the sign."""
+    """The exactly nearest code of each of some rows of numbers with these magnitudes in [0, 1]; x gives the sign.
+
+    Without a sign, numbers above 0 get a code above 0.
+    """
     codes = ranks(magnitudes, into.steps)
     if into.zero:
         negative = x.view(torch.int32) >> 31

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from dualoptim_cli.optim import storage
-from dualoptim_cli.optim.conflict import UNSIGNED, cosine, estimates, inner_products, moments_of, part, resting
-from dualoptim_cli.optim.dual import eager_piece, pieces
+from dualoptim_cli.optim.conflict import cosine, estimates, inner_products, moments_of, part, resting
+from dualoptim_cli.optim.dual import cell_of, eager_piece, is_signed, pieces
 
 SAMPLED_PIECE = 1 << 12  # elements: small, so that a sample comes from many places of a tensor
 SAFE_SQUARES = (1e-25, 1e30)  # between them a sum of float32 squares is what it should be
@@ -121,11 +121,11 @@ def tally(
 
 def _square(state: Mapping[str, Any], key: str) -> float:
     """The sum of squares under a key, in float32 within a piece (of codes, a block) and in float64 between them."""
-    whole = storage.cell(state, key, signed=key not in UNSIGNED)
+    whole = cell_of(state, key)
     sums = []
     for start, stop in cuts(state, key):
         if isinstance(whole, storage.Codes):
-            sums.append(_weighed(code_errors(key not in UNSIGNED)[1], storage.piece(whole, start, stop)))
+            sums.append(_weighed(code_errors(is_signed(key, state))[1], storage.piece(whole, start, stop)))
         else:
             x = part(state, key, start, stop)
             sums.append(x.dot(x).double())
@@ -173,9 +173,9 @@ def _count_signs(
 
 def _coded(state: Mapping[str, Any], key: str, sample: int) -> Coded:
     """What rests in 8 bits under a key; each code's error is taken as spread evenly over what rounds to it."""
-    signed = key not in UNSIGNED
+    signed = is_signed(key, state)
     histogram, error, square = torch.zeros(256, dtype=torch.int64), 0.0, 0.0
-    whole = storage.cell(state, key, signed=signed)
+    whole = cell_of(state, key)
     assert isinstance(whole, storage.Codes)
     for start, stop in cuts(state, key, sample):
         here = storage.piece(whole, start, stop)
@@ -190,11 +190,14 @@ def _coded(state: Mapping[str, Any], key: str, sample: int) -> Coded:
 def code_errors(signed: bool) -> tuple[Tensor, Tensor]:
     """For each code, the mean squared distance of what rounds to it, taken as uniform, and its own square."""
     values = storage.code_map(signed, torch.device("cpu")).values.double()
-    middle = (values[1:] + values[:-1]) / 2
-    lowest = -1.0 if signed else 0.0
-    low = torch.cat([torch.tensor([lowest], dtype=torch.float64), middle]) - values
-    high = torch.cat([middle, torch.ones(1, dtype=torch.float64)]) - values
-    return ((high**3 - low**3) / (3 * (high - low))).float(), values.square().float()
+    edges = (values[1:] + values[:-1]) / 2
+    if not signed:
+        edges[0] = 0  # only 0 itself has the first code
+    lowest = torch.tensor([-1.0 if signed else 0.0], dtype=torch.float64)
+    low = torch.cat([lowest, edges]) - values
+    high = torch.cat([edges, torch.ones(1, dtype=torch.float64)]) - values
+    widths = (high - low).clamp(min=torch.finfo(torch.float64).tiny)
+    return ((high**3 - low**3) / (3 * widths)).float(), values.square().float()
 
 
 def cuts(state: Mapping[str, Any], key: str, sample: int = 1) -> Iterable[tuple[int, int]]:

@@ -245,3 +245,24 @@ def test_a_state_from_before_these_settings_goes_on_as_it_was():
     steps(named, optimizer, seed=9)
     steps(again, restarted, seed=9)
     assert torch.equal(named[0][1], again[0][1])
+
+
+def test_at_8_bits_no_step_leaps_where_each_objective_has_its_own_second_moment():
+    """Gradients of very unequal size within a block: a v that is stored as 0 would be divided by."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.logspace(0, -8, 8192)
+    p = nn.Parameter(torch.zeros(8192))
+    optimizer = DualAdamW([p], lr=1.0, bridge=0.0, guard="none", state_bits=8, weight_decay=0.0, betas=(0.9, 0.999))
+    for step in range(30):
+        before = p.detach().clone()
+        optimizer.objective = "forget" if step % 3 == 0 else "retain"
+        p.grad = sizes[torch.randperm(8192, generator=generator)] * torch.randn(8192, generator=generator)
+        optimizer.step()
+        assert (p.detach() - before).abs().max() < 8  # Adam's own bound for these decays: 7.3
+
+
+def test_a_second_moment_without_a_base_has_no_sign_at_8_bits():
+    for form, key, zero in (({"bridge": 0.0}, "v.forget", 0), ({}, "v.forget", 127), ({}, "v.base", 0)):
+        _, optimizer = trained(DualAdamW, state_bits=8, **form)
+        (state,) = optimizer.state.values()
+        assert dual.cell_of(state, key).map.zero == zero
