@@ -17,6 +17,7 @@ from dualoptim_cli.optim.front import DualAdamW, DualMuon
 from dualoptim_cli.optim.partition import NamedParameters
 from dualoptim_cli.optim.settings import Settings
 from dualoptim_cli.optim.summary import StateSummary, TensorSummary, summarize_state
+from dualoptim_cli.optim.turns import set_objective
 
 __all__ = [
     "OPTIMIZERS",
@@ -30,6 +31,7 @@ __all__ = [
     "build_optimizer",
     "find_optimizer",
     "measure_conflict",
+    "set_objective",
     "set_state_bits",
     "summarize_state",
 ]

@@ -12,16 +12,17 @@ from torch.optim import AdamW, Optimizer
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.optim.partition import NamedParameters, partition
 from dualoptim_cli.optim.settings import ratios
+from dualoptim_cli.optim.turns import TakesTurns
 
-ADAMW = frozenset({"objective_lr", "betas", "eps", "weight_decay", "maximize"})
-ADAMW_8BIT = frozenset({"objective_lr", "betas", "eps", "weight_decay", "min_8bit_size"})
+ADAMW = frozenset({"objective_lr", "betas", "eps", "weight_decay", "maximize", "objectives"})
+ADAMW_8BIT = frozenset({"objective_lr", "betas", "eps", "weight_decay", "min_8bit_size", "objectives"})
 BITSANDBYTES_BLOCK = 256  # numbers that share a scale
 
 
-class TakesTurns(Optimizer):
+class OneState(TakesTurns):
     """Gives an ordinary optimizer an `objective`: it chooses the rate, and everything else is shared."""
 
-    objective: str | None = None
+    for_all = ("joint",)  # a step on the sum of all losses
 
     def blank_state(self, objectives: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
         """The cells that a state will have, whatever the objectives: two moments, in the parameters' type."""
@@ -33,19 +34,20 @@ class TakesTurns(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step at the rate of the objective that was set."""
-        if self.objective is None:
-            raise RuntimeError('Whose gradients are these? Set optimizer.objective = "forget" (say) before step().')
+        objective = self._turn()
         rates = [group["lr"] for group in self.param_groups]
         try:
             for group in self.param_groups:
-                group["lr"] = group["lr"] * group["lr_ratio"].get(self.objective, 1.0)
-            return super().step(closure)
+                group["lr"] = group["lr"] * group["lr_ratio"].get(objective, 1.0)
+            loss = super().step(closure)
         finally:
             for group, rate in zip(self.param_groups, rates, strict=True):
                 group["lr"] = rate
+        self._objective = None
+        return loss
 
 
-class AlternatingAdamW(TakesTurns, AdamW):
+class AlternatingAdamW(OneState, AdamW):
     """torch.optim.AdamW that is told its objective."""
 
 
@@ -69,10 +71,13 @@ def adamw(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
     maximize: bool = False,
+    objectives: Sequence[str] = (),
 ) -> Optimizer:
     """torch.optim.AdamW; with objective "joint" on summed losses, or alternating on one shared state."""
     groups = groups_with_ratios(named_parameters, lr, objective_lr, weight_decay)
-    return AlternatingAdamW(groups, lr=lr, betas=betas, eps=eps, maximize=maximize, fused=True)
+    optimizer = AlternatingAdamW(groups, lr=lr, betas=betas, eps=eps, maximize=maximize, fused=True)
+    optimizer.defaults["objectives"] = tuple(objectives)
+    return optimizer
 
 
 def adamw_8bit(
@@ -84,6 +89,7 @@ def adamw_8bit(
     eps: float = 1e-8,
     weight_decay: float = 0.01,
     min_8bit_size: int = 4096,
+    objectives: Sequence[str] = (),
 ) -> Optimizer:
     """bitsandbytes' AdamW8bit. Raises UserError where bitsandbytes is not installed."""
     try:
@@ -94,7 +100,7 @@ def adamw_8bit(
             'Install it with pip install "dualopt[bnb]", or use dualoptim+ with state_bits 8.',
         ) from error
 
-    class AlternatingAdamW8bit(TakesTurns, AdamW8bit):
+    class AlternatingAdamW8bit(OneState, AdamW8bit):
         """bitsandbytes' AdamW8bit that is told its objective."""
 
         def blank_state(self, objectives: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
@@ -108,4 +114,6 @@ def adamw_8bit(
 
     groups = groups_with_ratios(named_parameters, lr, objective_lr, weight_decay)
     build: Callable[..., Optimizer] = AlternatingAdamW8bit
-    return build(groups, lr=lr, betas=betas, eps=eps, min_8bit_size=min_8bit_size)
+    optimizer = build(groups, lr=lr, betas=betas, eps=eps, min_8bit_size=min_8bit_size)
+    optimizer.defaults["objectives"] = tuple(objectives)
+    return optimizer

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dualoptim_cli.errors import UserError, did_you_mean
+from dualoptim_cli.errors import UserError
 from dualoptim_cli.optim import rules, storage
 from dualoptim_cli.optim.compiled import Compiled
 from dualoptim_cli.optim.rounding import noise_at, noise_key, round_stochastically
@@ -30,6 +30,7 @@ from dualoptim_cli.optim.settings import (
     parts_of,
     ratios,
 )
+from dualoptim_cli.optim.turns import TakesTurns
 
 Cells = tuple[tuple[storage.Cell, ...], ...]  # for each average of a rule, its delta and its base, or one of them
 
@@ -113,17 +114,16 @@ def pieces(length: int, size: int, width: int = storage.BLOCK) -> Iterator[tuple
     return ((a, b) for a, b in pairwise([*range(0, whole, size), whole, length]) if a < b)
 
 
-class DualOptimizer(Optimizer):
+class DualOptimizer(TakesTurns):
     """An optimizer that keeps every moving average twice and is told whose turn it is.
 
-    Set `optimizer.objective = "forget"` before `step()`; any names, any number of them. Otherwise an
+    Set `optimizer.objective = "forget"` before each `step()`; any names, any number of them. Otherwise an
     ordinary torch optimizer: groups, schedulers, closures, `state_dict`. Its front doors are in `front`.
     """
 
     def __init__(
         self, params: Any, settings: Settings, *, lr: float, objective_lr: Mapping[str, float] | None = None
     ) -> None:
-        self._objective: str | None = None
         defaults = asdict(settings) | {
             "lr": lr,
             "lr_ratio": ratios(objective_lr, lr),
@@ -133,21 +133,6 @@ class DualOptimizer(Optimizer):
         }
         check_settings(defaults)
         super().__init__(params, defaults)
-
-    @property
-    def objective(self) -> str | None:
-        """The objective whose gradients the next step takes; None until it is set."""
-        return self._objective
-
-    @objective.setter
-    def objective(self, name: str) -> None:
-        if not name or "." in name or name in ("base", "scale"):
-            hint = 'Use one without dots; "base" and "scale" are taken.'
-            raise UserError(f'"{name}" cannot be the name of an objective.', hint)
-        known = self.defaults["objectives"]
-        if known and name not in known:
-            raise UserError(f'There is no objective "{name}".', did_you_mean(name, known))
-        self._objective = name
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch. `objective_lr` in it means rates beside the group's own `lr`."""
@@ -182,15 +167,15 @@ class DualOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._objective is None:
-            raise RuntimeError('Whose gradients are these? Set optimizer.objective = "forget" (say) before step().')
+        objective = self._turn()
         self._settle_path()
         tensor = 0
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None and p.numel():
-                    self._step_one(p, p.grad, group, self._objective, tensor)
+                    self._step_one(p, p.grad, group, objective, tensor)
                 tensor += 1
+        self._objective = None
         return loss
 
     def _settle_path(self) -> None:
@@ -265,9 +250,6 @@ class DualOptimizer(Optimizer):
         for group in self.param_groups:
             for name, value in asdict(Settings()).items():
                 group.setdefault(name, value)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_objective": self._objective}
 
 
 def keys_of(group: Mapping[str, Any], objective: str) -> tuple[tuple[str, ...], ...]:

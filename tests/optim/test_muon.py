@@ -46,9 +46,8 @@ def test_a_transposed_matrix_is_turned_like_one_in_order(dtype):
     assert not outside.is_contiguous()
     for p in (inside, outside):
         optimizer = DualMuon([("layers.0.w", p)], lr=0.1)
-        optimizer.objective = "forget"
         for _ in range(2):
-            p.grad = g.clone()
+            p.grad, optimizer.objective = g.clone(), "forget"
             optimizer.step()
     assert torch.equal(inside, outside)
     assert not torch.equal(inside, start)

@@ -47,9 +47,8 @@ def test_keys_differ_by_seed_step_and_tensor():
 def test_small_updates_reach_bfloat16_weights_only_by_stochastic_rounding(stochastic):
     p = nn.Parameter(torch.ones(4096, dtype=torch.bfloat16))
     optimizer = DualAdamW([p], lr=1e-4, weight_decay=0, stochastic_rounding=stochastic)
-    optimizer.objective = "o"
     for _ in range(20):
-        p.grad = torch.ones_like(p)
+        p.grad, optimizer.objective = torch.ones_like(p), "o"
         optimizer.step()
     moved = 1 - p.detach().float().mean().item()
     assert moved == pytest.approx(20 * 1e-4 if stochastic else 0, rel=0.15)
@@ -59,10 +58,10 @@ def test_every_step_tensor_and_seed_draws_anew():
     def rounded(seed):
         pair = [nn.Parameter(torch.ones(4096, dtype=torch.bfloat16)) for _ in range(2)]
         optimizer = DualAdamW(pair, lr=1e-4, weight_decay=0, seed=seed)
-        optimizer.objective = "o"
         for _ in range(20):
             for p in pair:
                 p.grad = torch.ones_like(p)
+            optimizer.objective = "o"
             optimizer.step()
         return pair
 
