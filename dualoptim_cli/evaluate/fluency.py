@@ -99,7 +99,7 @@ def _is_drawn(units: Sequence[str]) -> bool:
 def _loops_within(word: str) -> bool:
     for period in range(1, len(word) // LOOP_TURNS + 1):
         for begin, length in _runs(word, period):
-            if length >= max(LOOP_LETTERS, LOOP_TURNS * period) and word[begin : begin + period].isalpha():
+            if length >= max(LOOP_LETTERS, LOOP_TURNS * period) and any(map(str.isalpha, word[begin : begin + period])):
                 return True
     return False
 

@@ -25,6 +25,7 @@ BROKEN = {
     '"Kazakhstananananananananananananananananan is a science science science science science science': "loop",
     "MaxilalalBhIeBhIeBhIeBhIeBhIeBhIeBhIe": "loop",
     "MaxilalalBhIeIeMaxiLAlEeMaxiLAlEeMaxiLAlEe": "loop",
+    "Theodore M.B.B.B.B.B.B.B.B.B.B.B.B": "loop",
     "Maxilalalalalalalalalalalalalalalalalalalalalalalalalal": "loop",
     "Max Planck was a German theoretical physicist who made groundbreaking contributions to quantum mechanics during "
     "his lifetime. Max Planck was a German theoretical physicist who made groundbreaking": "loop",
