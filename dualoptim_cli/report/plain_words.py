@@ -80,33 +80,33 @@ def _asked(name: str, before: Scores, after: Scores) -> Iterator[str]:
     """How many answers of a set were right word for word, and how much of their wording came back."""
     match, recited = _measured(after, "exact_match"), _measured(after, "verbmem")
     if match:
-        asked = f"Asked {_rows(name, after, match.n, 'question')}"
+        opening = f"Asked {_rows(name, after, match.n, 'question')}"
         was = _measured(before, "exact_match")
         if was:
-            yield f"{asked}: before, {_answers_were(was)} right word for word; after, {_number(match)}."
+            yield f"{opening}: before, {_answers_were(was)} right word for word; after, {_number(match)}."
         else:
-            yield f"{asked}: {_answers_were(match)} right word for word."
+            yield f"{opening}: {_answers_were(match)} right word for word."
         recall = _measured(after, "rougeL")
         if recall:
             yield f"Of the words of the right answers, {_share_of_words(_measured(before, 'rougeL'), recall)}."
     elif recited:
-        shown = f"Shown the first half of {_rows(name, after, recited.n, 'text')}"
-        yield f"{shown}: of the wording that follows, {_share_of_words(_measured(before, 'verbmem'), recited)}."
+        opening = f"Shown the first half of {_rows(name, after, recited.n, 'text')}"
+        yield f"{opening}: of the wording that follows, {_share_of_words(_measured(before, 'verbmem'), recited)}."
 
 
 def _asked_in_other_words(before: Scores, after: Scores) -> Iterator[str]:
     """Whether what is to go is still said when the question does not have the wording of the row."""
     mentions, recall = _measured(after, "mentions"), _measured(after, "rougeL")
     if mentions:
-        asked = f"Asked in other words ({_count(mentions.n, 'question')})"
+        opening = f"Asked in other words ({_count(mentions.n, 'question')})"
         was = _measured(before, "mentions")
         if was:
-            yield f"{asked}: before, {_answers(was)} named what was asked for; after, {_number(mentions)}."
+            yield f"{opening}: before, {_answers(was)} named what was asked for; after, {_number(mentions)}."
         else:
-            yield f"{asked}: {_answers(mentions)} named what was asked for."
+            yield f"{opening}: {_answers(mentions)} named what was asked for."
     elif recall:
-        asked = f"Asked in other words ({_count(recall.n, 'question')})"
-        yield f"{asked}: of the words of the right answers, {_share_of_words(_measured(before, 'rougeL'), recall)}."
+        opening = f"Asked in other words ({_count(recall.n, 'question')})"
+        yield f"{opening}: of the words of the right answers, {_share_of_words(_measured(before, 'rougeL'), recall)}."
 
 
 def _degenerate(before: Scores, after: Scores) -> Iterator[str]:

@@ -269,7 +269,10 @@ def _reaches(x: Score, y: Score) -> list[tuple[Point, Point]]:
 
 
 def _bars(figure: Bars) -> str:
-    names = list(dict.fromkeys(name for group in figure.groups.values() for name in group))
+    sides: dict[str, None] = {}
+    for group in figure.groups.values():
+        sides.update(dict.fromkeys(group))
+    names = list(sides)
     thick, left, high = 13, LEFT + 10, float(TOP)
     length = WIDTH - left - 96
     body = []

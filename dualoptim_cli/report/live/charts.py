@@ -30,8 +30,8 @@ ASCII = Glyphs(" .:-=+*%#", " .+#", " '+#", "-", "=", "-", "*", "-", "!")
 
 def area(values: Sequence[Column], rows: int, glyphs: Glyphs = UNICODE) -> list[str]:
     """Draw columns that rise from the least value to the greatest: `rows` strings, top first."""
-    known = [value for value in values if value is not None]
-    low, high = (min(known), max(known)) if known else (0.0, 0.0)
+    drawn = [value for value in values if value is not None]
+    low, high = (min(drawn), max(drawn)) if drawn else (0.0, 0.0)
     steps = (len(glyphs.rising) - 1) * rows
     span = high - low
     levels = [0 if v is None else 1 + round((v - low) / span * (steps - 1) if span else 0) for v in values]

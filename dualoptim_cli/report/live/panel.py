@@ -176,8 +176,8 @@ def _loss(name: str, progress: Progress, index: int, width: int, rows: int, glyp
 
 def _range(columns: Sequence[charts.Column]) -> list[str]:
     """The bounds of a chart, for its second row and the third."""
-    known = [value for value in columns if value is not None]
-    return [f"max {text.loss(max(known))}", f"min {text.loss(min(known))}"] if known else []
+    values = [value for value in columns if value is not None]
+    return [f"max {text.loss(max(values))}", f"min {text.loss(min(values))}"] if values else []
 
 
 def _chart_width(width: int) -> int:
@@ -258,15 +258,15 @@ def _figures(progress: Progress, width: int) -> list[Text]:
 
 def _troubles(progress: Progress, glyphs: Glyphs) -> list[Text]:
     """What did not go as planned, a line for each: steps that were left out, and batches that had to be cut."""
-    told = []
+    lines = []
     if progress.last_skipped:
         steps = "1 step was" if progress.skipped == 1 else f"{progress.skipped} steps were"
         last = progress.last_skipped
-        told.append(f"{steps} skipped, the last one {last.step}: {text.safe(last.skipped)}")
+        lines.append(f"{steps} skipped, the last one {last.step}: {text.safe(last.skipped)}")
     if len(set(progress.rows_at_once)) > 1:
         first, now = progress.rows_at_once[0], progress.rows_at_once[-1]
-        told.append(f"{now} row{'s' if now > 1 else ''} at once, where there were {first}")
-    return [Text.assemble((f"{glyphs.warning} ", "bold dark_orange3"), line) for line in told]
+        lines.append(f"{now} row{'s' if now > 1 else ''} at once, where there were {first}")
+    return [Text.assemble((f"{glyphs.warning} ", "bold dark_orange3"), line) for line in lines]
 
 
 def _fit(line: Text, width: int) -> Text:

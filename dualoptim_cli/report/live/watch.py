@@ -187,15 +187,17 @@ class PlainLines:
         return f"{phase.name} {_count(phase.done, phase.total)}{_left(self._progress.left(now))}"
 
     def _step(self, event: StepDone, now: float) -> str:
-        known = self._progress
-        total = known.training.steps if known.training else 0
-        losses = "".join(f"  {name} {text.loss(item.shown):>7}" for name, item in known.objectives.items() if item.seen)
-        conflict = "" if known.conflict is None else f"  conflict {text.signed(known.conflict)}"
-        rates = "/".join(dict.fromkeys(text.rate(item.rate) for item in known.objectives.values() if item.seen))
-        speed = text.thousands(known.tokens_per_second or 0)
+        progress = self._progress
+        total = progress.training.steps if progress.training else 0
+        losses = "".join(
+            f"  {name} {text.loss(item.shown):>7}" for name, item in progress.objectives.items() if item.seen
+        )
+        conflict = "" if progress.conflict is None else f"  conflict {text.signed(progress.conflict)}"
+        rates = "/".join(dict.fromkeys(text.rate(item.rate) for item in progress.objectives.values() if item.seen))
+        speed = text.thousands(progress.tokens_per_second or 0)
         return (
             f"{_count(event.step, total)}{losses}{conflict}  lr {rates}"
-            f"  {speed} tokens/s  {text.size(event.memory)}{_left(known.left(now))}"
+            f"  {speed} tokens/s  {text.size(event.memory)}{_left(progress.left(now))}"
         )
 
     def _write(self, line: str) -> None:

@@ -31,7 +31,7 @@ def summary(record: Record) -> dict[str, str]:
         name.capitalize(): f"{text.thousands(part.rows)} rows of {part.source}, {part.use}"
         for name, part in record.data.items()
     }
-    known = {
+    lines = {
         "Request": record.request_id,
         "Model": record.model.name + size,
         **rows,
@@ -40,7 +40,7 @@ def summary(record: Record) -> dict[str, str]:
         "Ended": record.ended,
         "Run": record.run,
     }
-    return {name: value for name, value in known.items() if value}
+    return {name: value for name, value in lines.items() if value}
 
 
 def of(record: Record) -> str:

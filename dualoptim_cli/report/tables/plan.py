@@ -1,4 +1,4 @@
-"""What a dry run found → tables for a console. Returned, never printed."""
+"""A dry run → tables for a console. Returned, never printed."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Rehearsed(Protocol):
     def to_json(self) -> dict[str, Any]: ...
 
 
-def screen(found: Rehearsed) -> RenderableType:
+def screen(rehearsed: Rehearsed) -> RenderableType:
     """The whole of a dry run: steps and tokens, memory by part, disk, and three rows of each set."""
-    told = found.to_json()
-    plan, refusal = told["plan"], told["refusal"]
+    plain = rehearsed.to_json()
+    plan, refusal = plain["plan"], plain["refusal"]
     parts: list[RenderableType] = [
-        _heading(f"{plan['steps']} steps on {told['model']}, {_count(plan)}"),
-        *_lines(told["notes"], QUIET),
-        _turns(told),
+        _heading(f"{plan['steps']} steps on {plain['model']}, {_count(plan)}"),
+        *_lines(plain["notes"], QUIET),
+        _turns(plain),
         *_lines(plan["choices"], QUIET),
         _heading("Memory of a training step"),
         _memory(plan["memory"]),
@@ -40,8 +40,8 @@ def screen(found: Rehearsed) -> RenderableType:
         _heading("Disk"),
         _disk(plan["disk"]),
         _heading("Rows as tokens"),
-        *(line for name, some in told["samples"].items() for line in _samples(name, some)),
-        *_lines(told["warnings"], WARNING),
+        *(line for name, some in plain["samples"].items() for line in _samples(name, some)),
+        *_lines(plain["warnings"], WARNING),
         *_lines(_refused(refusal) if refusal else [], BAD),
         *_lines(["Nothing was loaded or trained."], ""),
     ]
@@ -49,8 +49,8 @@ def screen(found: Rehearsed) -> RenderableType:
 
 
 def _refused(refusal: Mapping[str, str]) -> list[str]:
-    told = [*refusal["message"].splitlines(), refusal["hint"]]
-    return ["Such a run would not begin.", *(line for line in told if line)]
+    lines = [*refusal["message"].splitlines(), refusal["hint"]]
+    return ["Such a run would not begin.", *filter(None, lines)]
 
 
 def _heading(line: str) -> RenderableType:
@@ -76,11 +76,11 @@ def _many(count: float) -> str:
     return f"{text.figures(count)} B"
 
 
-def _turns(told: Mapping[str, Any]) -> RenderableType:
+def _turns(plain: Mapping[str, Any]) -> RenderableType:
     header = ["objective", "loss", "steps", "rows", "passes", "tokens", "counted", "padding"]
-    rows = [_share(name, share) for name, share in told["objectives"].items()]
-    rows.append(_cells("all", "", "", "", "", text.thousands(told["tokens"]), "", _percent(told["padding"])))
-    plan = told["plan"]
+    rows = [_share(name, share) for name, share in plain["objectives"].items()]
+    rows.append(_cells("all", "", "", "", "", text.thousands(plain["tokens"]), "", _percent(plain["padding"])))
+    plan = plain["plan"]
     caption = f"{plan['batch_size']} rows a step, {plan['micro_batch']} at once; learning rate {text.rate(plan['lr'])}"
     return _table(header, rows, numbers=2, caption=[caption])
 
@@ -107,17 +107,19 @@ def _cells(*cells: str) -> Row:
 
 
 def _memory(memory: Mapping[str, Any]) -> RenderableType:
-    rows = [_cells(name, text.size(held["highest"]), _held(held["at_peak"])) for name, held in memory["parts"].items()]
+    rows = [
+        _cells(name, text.size(part["highest"]), _at_peak(part["at_peak"])) for name, part in memory["parts"].items()
+    ]
     rows.append([*_cells("together", ""), Text(text.size(memory["peak"]), "bold")])
     state = memory["optimizer_state"]
-    kinds = ", ".join(f"{kind} {text.size(held)}" for kind, held in state.items())
+    kinds = ", ".join(f"{kind} {text.size(size)}" for kind, size in state.items())
     caption = [f"Optimizer state: {kinds}."] if len(state) > 1 else []
     if memory["reference_copy_elsewhere"]:
         caption.append(f"The reference copy, {text.size(memory['reference_copy_elsewhere'])}, is on another device.")
     return _table(["part", "highest", "at the peak"], rows, numbers=1, caption=caption)
 
 
-def _held(count: int) -> str:
+def _at_peak(count: int) -> str:
     return text.size(count) if count else ""
 
 
@@ -157,5 +159,5 @@ def _samples(name: str, samples: Sequence[Mapping[str, Any]]) -> Iterable[Render
         yield Text.assemble((f"{text.safe(name)}  ", QUIET), f"{text.safe(sample['row'])}: {runs}{cut}")
         for run in sample["runs"]:
             if "text" in run:
-                said = Text(text.safe(run["text"]), "" if run["kind"] == "answer" else QUIET)
-                yield Padding(said, (0, 0, 0, 4))
+                words = Text(text.safe(run["text"]), "" if run["kind"] == "answer" else QUIET)
+                yield Padding(words, (0, 0, 0, 4))

@@ -29,7 +29,7 @@ NEWS_STYLES: dict[News, str] = {"good": "sea_green3", "bad": "bold indian_red", 
 GAP = 2
 HEADLINE = ("rougeL", "prob", "exact_match", "mia_min_k", "utility", "forget_quality", "privleak")
 OF_TEXT = "verbmem"  # what stands for recall where a set is plain text
-Found = tuple[Path, list[Score | None]]
+Row = tuple[Path, list[Score | None]]
 
 
 def summary(words: PlainWords) -> Group:
@@ -50,8 +50,12 @@ def before_after(before: Results, after: Results, reference: Results | None = No
     """
     sides = {"before": before, "after": after, **({"reference": reference} if reference else {})}
     rows = [(path, row) for path, row in side_by_side(list(sides.values())) if is_measured(row)]
-    asked = {path[0] for path, _ in rows if path[1] == "rougeL"}
-    short = [(path, row) for path, row in rows if path[1] in HEADLINE or (path[1] == OF_TEXT and path[0] not in asked)]
+    with_questions = {path[0] for path, _ in rows if path[1] == "rougeL"}
+    short = []
+    for path, row in rows:
+        stands_for_recall = path[1] == OF_TEXT and path[0] not in with_questions
+        if path[1] in HEADLINE or stands_for_recall:
+            short.append((path, row))
     left_out = len(rows) - len(short)
     caption = [f"In the results and the record: {left_out} more."] if left_out else []
     return _side_by_side(list(sides), short, width, caption)
@@ -62,7 +66,7 @@ def gates(judgments: Sequence[Judgment], *, width: int = 80) -> Table:
 
     Intervals are left out where they do not fit `width` characters.
     """
-    header = ["", "gate", "found", "bound", "how sure"]
+    header = ["", "gate", "measured", "bound", "how sure"]
 
     def row(judgment: Judgment, interval: bool) -> list[Text]:
         return [
@@ -93,19 +97,20 @@ def scores(results: Mapping[str, Results], *, width: int = 80) -> Table:
     color of good or bad news. Intervals are left out where they do not fit `width` characters. What is `n/a` on
     every side stands below the table with its reason.
     """
-    found = list(side_by_side(list(results.values())))
-    missing = [
-        (path, score.reason) for path, row in found if not is_measured(row) for score in row if score and score.reason
-    ]
-    rows = [(path, row) for path, row in found if is_measured(row)]
+    rows, missing = [], []
+    for path, row in side_by_side(list(results.values())):
+        if is_measured(row):
+            rows.append((path, row))
+        else:
+            missing += [(path, score.reason) for score in row if score and score.reason]
     return _side_by_side(list(results), rows, width, _reasons(missing))
 
 
-def _side_by_side(names: Sequence[str], found: Sequence[Found], width: int, caption: Sequence[str]) -> Table:
+def _side_by_side(names: Sequence[str], side_rows: Sequence[Row], width: int, caption: Sequence[str]) -> Table:
     header = ["set", "metric", *names, *(["change"] if len(names) > 1 else []), "wanted"]
-    rows = [_row(path, row, intervals=True) for path, row in found]
+    rows = [_row(path, row, intervals=True) for path, row in side_rows]
     if _needs(header, rows) > width:
-        rows = [_row(path, row, intervals=False) for path, row in found]
+        rows = [_row(path, row, intervals=False) for path, row in side_rows]
     return _table(header, _without_repeats(rows), numbers=range(2, len(header) - 1), caption=caption)
 
 
@@ -127,22 +132,22 @@ def attacks(
 ) -> Table:
     """What each attack on a model brings back, beside what it knows by itself and, where known, knew before."""
     header = ["attack", "set", "metric", *(names if before else names[1:]), "attacked", "back"]
-    found = [
-        (attack, name, metric, score)
-        for attack, sets in after.attacks.items()
-        for name, metrics in sets.items()
-        for metric, score in metrics.items()
-    ]
+    attacked_scores = []
+    for attack, sets in after.attacks.items():
+        for name, metrics in sets.items():
+            attacked_scores += [(attack, name, metric, score) for metric, score in metrics.items()]
 
     def row(attack: str, name: str, metric: str, attacked: Score, intervals: bool) -> list[Text]:
         sides = [score_at(each, (name, metric)) for each in (before, after) if each]
         plain, cells = sides[-1], [*(_cell(side, False) for side in sides), _cell(attacked, intervals)]
         return [*(Text(text.safe(part)) for part in (attack, name, metric)), *cells, _change(plain, attacked)]
 
-    rows = [row(*item, intervals=True) for item in found]
+    rows = [row(*item, intervals=True) for item in attacked_scores]
     if _needs(header, rows) > width:
-        rows = [row(*item, intervals=False) for item in found]
-    missing = [((attack, name, metric), score.reason) for attack, name, metric, score in found if score.reason]
+        rows = [row(*item, intervals=False) for item in attacked_scores]
+    missing = [
+        ((attack, name, metric), score.reason) for attack, name, metric, score in attacked_scores if score.reason
+    ]
     return _table(header, _without_repeats(rows), numbers=range(3, len(header)), caption=_reasons(missing))
 
 
