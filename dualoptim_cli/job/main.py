@@ -28,7 +28,7 @@ from dualoptim_cli.plan.needs import refuse_impossible, warnings
 from dualoptim_cli.recipes import resolve, to_yaml
 from dualoptim_cli.record.folder import RunFolder
 from dualoptim_cli.train.checkpoint import check_identity
-from dualoptim_cli.train.memory import shortage_told
+from dualoptim_cli.train.memory import oom_as_user_error
 
 
 def unlearn(
@@ -51,7 +51,7 @@ def unlearn(
     brief = Brief.of(config)
     use_threads(config.threads)
     folder = RunFolder(out)
-    with folder.lock(), shortage_told("While the model was loaded, measured or saved"):
+    with folder.lock(), oom_as_user_error("While the model was loaded, measured or saved"):
         if resume and folder.finished and not config.checkpoint.keep_at_end:
             folder.forget_checkpoints()  # of a run that was killed between its last word and this
         folder.check(force=force, resume=resume)

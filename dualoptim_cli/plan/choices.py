@@ -40,10 +40,10 @@ def taking_turns(config: RunConfig) -> dict[str, int]:
     from dualoptim_cli.objectives import find_objective
 
     parts = config.objectives.items()
-    found = {name: part.steps for name, part in parts if find_objective(name, part.loss).loss is not None}
-    if not found:
+    turns = {name: part.steps for name, part in parts if find_objective(name, part.loss).loss is not None}
+    if not turns:
         raise UserError('Every objective has the loss "none", so nothing would be trained.', "Give one another loss.")
-    return found
+    return turns
 
 
 def auto_lr(width: int, *, adapter: bool = False) -> Choice:

@@ -48,7 +48,6 @@ def checkpoints_at_once(config: RunConfig) -> int:
 
     Without regular ones, there is still the one that an interrupt leaves; a run that may roll back spares one more.
     """
-    asked = config.checkpoint
-    if asked.every == 0:
+    if config.checkpoint.every == 0:
         return 1
-    return asked.keep + 1 + (config.schedule.on_collapse == "rollback")
+    return config.checkpoint.keep + 1 + (config.schedule.on_collapse == "rollback")

@@ -104,7 +104,7 @@ def find_needs(
             (flags, plan(other, min(micro, micro_batch))[1])
             for flags, other, micro in _ways_out(config, blueprint.dtype)
         )
-        advice = [_told(flags, other, room) for flags, other in others if other.peak < 0.95 * memory.peak]
+        advice = [_describe(flags, other, room) for flags, other in others if other.peak < 0.95 * memory.peak]
     trained, state = blueprint.trained, sum(blueprint.state.values())
     disk = plan_disk(config, trained=trained, state=state, saved=blueprint.saved, out=out or Path("runs"))
     counts = blueprint.parameters, blueprint.trainable, blueprint.dtype
@@ -140,7 +140,7 @@ def _changed(config: RunConfig, **sections: Mapping[str, Any]) -> RunConfig:
     return config.model_copy(update=made)
 
 
-def _told(flags: str, memory: Memory, room: Room) -> str:
+def _describe(flags: str, memory: Memory, room: Room) -> str:
     fits = "" if memory.peak <= COMFORT * room.total else ", still too much"
     return f"{flags}: {size(memory.peak)}{fits}"
 
@@ -148,7 +148,7 @@ def _told(flags: str, memory: Memory, room: Room) -> str:
 def explain(needs: Needs) -> str:
     """What a step holds at its worst moment, part by part, in one sentence with the way out: for errors."""
     memory, room = needs.memory, needs.room
-    parts = [f"{name} {size(held)}" for name, held in {**memory.resting, **memory.at_peak}.items() if held]
+    parts = [f"{name} {size(count)}" for name, count in {**memory.resting, **memory.at_peak}.items() if count]
     rows = f"{needs.rows.rows} rows of up to {needs.rows.length} tokens at once"
     return (
         f"By the plan a step with {rows} holds {size(memory.peak)} in its {memory.moment} ({', '.join(parts)}); "
@@ -170,11 +170,11 @@ def refuse_impossible(needs: Needs) -> None:
     if disk.needed > disk.free:
         fewer = "keep fewer: --set checkpoint.keep=1" if disk.at_once > 2 else NONE_UNASKED
         hint = f"Free some space, choose another --out, or {fewer}."
-        faults.append(UserError(_disk_told(disk), hint, ExitCode.RESOURCES))
+        faults.append(UserError(_describe_disk(disk), hint, ExitCode.RESOURCES))
     raise_all(faults)
 
 
-def _disk_told(disk: Disk) -> str:
+def _describe_disk(disk: Disk) -> str:
     return (
         f"The run needs {size(disk.needed)} of disk ({disk.at_once} checkpoints of {size(disk.checkpoint)} at a time, "
         f"and {size(disk.left)} for the {disk.leaves}), and {size(disk.free)} are free."

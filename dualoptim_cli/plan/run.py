@@ -60,9 +60,9 @@ def plan_run(
     """
     schedule, choices = config.schedule, []
 
-    def settle(asked: float | str, auto: Choice) -> float:
-        if not isinstance(asked, str):
-            return asked
+    def settle(value: float | str, auto: Choice) -> float:
+        if not isinstance(value, str):
+            return value
         choices.append(auto)
         return auto.value
 

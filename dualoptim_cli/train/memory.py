@@ -1,4 +1,4 @@
-"""Memory that runs out: what gives some back, and what is told when nothing helps."""
+"""Out of memory: free what can be freed, else raise a UserError."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ LESS = "Use less of it: --8bit, --lora, --gradient-checkpointing, --micro-batch-
 
 
 def release() -> None:
-    """Give back what a failed attempt left behind. To be called when its error is no longer at hand."""
+    """Free what a failed attempt left behind. Call it once the error is gone, since its frames hold tensors."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 @contextmanager
-def shortage_told(where: str) -> Iterator[None]:
+def oom_as_user_error(where: str) -> Iterator[None]:
     """Turn memory that runs out into a UserError (exit 4) that says where: "While the model was measured", say."""
     try:
         yield
