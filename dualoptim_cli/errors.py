@@ -70,5 +70,6 @@ def did_you_mean(name: str, choices: Sequence[str]) -> str:
 
     listed = f"Choose from: {', '.join(choices)}."
     swapped = [choice for choice in choices if sorted(choice) == sorted(name)]
-    near = swapped or get_close_matches(name, choices, n=1)
+    containing = [choice for choice in choices if name.lower() in choice.lower()] if name else []
+    near = swapped or get_close_matches(name, choices, n=1) or containing
     return f'Did you mean "{near[0]}"? {listed}' if near else listed

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -235,7 +235,9 @@ def _fault(keys: Path_, details: Sequence[Mapping[str, Any]], origins: Mapping[P
     where = "" if origin == "default" else f"{origin}: " if not origin.startswith("--set") else "--set "
     name = ".".join(keys)
     if kind == "extra_forbidden":
-        return UserError(f"{where}{name} is not a setting.", did_you_mean(keys[-1], _known(keys[:-1])))
+        elsewhere = [path for path in _settings(RunConfig) if path.endswith(f".{keys[-1]}")]
+        hint = f'Did you mean "{elsewhere[0]}"?' if len(elsewhere) == 1 else did_you_mean(keys[-1], _known(keys[:-1]))
+        return UserError(f"{where}{name} is not a setting.", hint)
     if kind == "missing":
         return UserError(f"{where}{name} is missing.", _MISSING.get(name, ""))
     if kind == "value_error":
@@ -278,6 +280,16 @@ def _known(keys: Path_) -> list[str]:
         annotation = fields[key].annotation if key in fields else _inner_section(section)
         section = _inner_section(annotation)
     return list(getattr(section, "model_fields", {}))
+
+
+def _settings(section: type[BaseModel], above: str = "") -> Iterator[str]:
+    """Every setting by its dotted name, those of sections that are always there."""
+    for name, setting in section.model_fields.items():
+        inner = _inner_section(setting.annotation)
+        if isinstance(inner, type) and issubclass(inner, BaseModel) and get_origin(setting.annotation) is not dict:
+            yield from _settings(inner, f"{above}{name}.")
+        else:
+            yield f"{above}{name}"
 
 
 def _inner_section(annotation: Any) -> Any:

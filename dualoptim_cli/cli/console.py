@@ -19,6 +19,8 @@ BUG_HINT = "This is a bug in dualopt. Please report it with the output of --debu
 MEMORY_HINT = "Free some memory, or ask for less of it: a smaller model, fewer rows at once, --device cpu."
 QUOTES_NO_ROW = (UserError, RuntimeError, TypeError, AttributeError, NameError, ImportError, MemoryError)
 """Whose words are about code, files and tensors; a subclass of these may be more talkative."""
+OTHER_NAMES = {"--learning-rate": "--lr", "--output": "--out", "--output-dir": "--out", "--model-name": "--model"}
+"""What other tools call our options."""
 NOISE = ("bitsandbytes", "kernels", "transformers", "accelerate", "datasets", "huggingface_hub", "httpx", "torch")
 
 
@@ -148,6 +150,8 @@ def _sentence(text: str) -> str:
 def _message(error: TyperException) -> str:
     """What the parser says, with the nearest of the options that it thinks possible."""
     wrong, options = getattr(error, "option_name", ""), getattr(error, "possibilities", None)
+    if wrong in OTHER_NAMES:
+        return f'There is no option {wrong}. Did you mean "{OTHER_NAMES[wrong]}"?'
     if not options:
         return error.format_message()
     near = get_close_matches(wrong, options, n=1, cutoff=0) or options

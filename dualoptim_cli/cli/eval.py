@@ -73,9 +73,9 @@ KEYS = {
 
 def evaluate(
     model: Model = None,
-    forget: Annotated[str | None, option("--forget", WHAT, "Rows to forget: a file, folder or dataset.")] = None,
-    retain: Annotated[str | None, option("--retain", WHAT, "Rows to keep.")] = None,
-    holdout: Annotated[str | None, option("--holdout", WHAT, "Rows to keep that no training showed it.")] = None,
+    forget: Annotated[list[str] | None, option("--forget", WHAT, "Rows to forget: a file, folder or dataset.")] = None,
+    retain: Annotated[list[str] | None, option("--retain", WHAT, "Rows to keep.")] = None,
+    holdout: Annotated[list[str] | None, option("--holdout", WHAT, "Rows to keep that no training showed it.")] = None,
     unseen: Unseen = None,
     suite: Annotated[
         list[str] | None,
@@ -139,6 +139,8 @@ def evaluate(
         emit(found.to_json())
     elif not quiet:
         _show(found, against, out)
+    elif not found.passed:
+        show(found.verdict)
     if not found.passed:
         raise typer.Exit(ExitCode.GATE)
 

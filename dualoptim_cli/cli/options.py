@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
+from dualoptim_cli.errors import UserError
+
 if TYPE_CHECKING:
     from dualoptim_cli.recipes import Override
 
@@ -39,10 +41,14 @@ def option(name: str, panel: str, text: str, **more: Any) -> Any:
 
 
 Model = Annotated[str | None, option("--model", WHAT, "A model folder, hub name, run folder or adapter folder.")]
-Forget = Annotated[str | None, option("--forget", WHAT, "Rows to forget: a file, folder or dataset.")]
-Retain = Annotated[str | None, option("--retain", WHAT, "Rows to keep, trained on.")]
-Holdout = Annotated[str | None, option("--holdout", WHAT, "Rows the model knows and should keep, never trained on.")]
-Unseen = Annotated[str | None, option("--unseen", WHAT, "Rows the model never saw: membership inference needs them.")]
+Forget = Annotated[list[str] | None, option("--forget", WHAT, "Rows to forget: a file, folder or dataset.")]
+Retain = Annotated[list[str] | None, option("--retain", WHAT, "Rows to keep, trained on.")]
+Holdout = Annotated[
+    list[str] | None, option("--holdout", WHAT, "Rows the model knows and should keep, never trained on.")
+]
+Unseen = Annotated[
+    list[str] | None, option("--unseen", WHAT, "Rows the model never saw: membership inference needs them.")
+]
 QuestionColumn = Annotated[str | None, option("--question-column", WHAT, "Where questions are.")]
 AnswerColumn = Annotated[str | None, option("--answer-column", WHAT, "Where answers are.")]
 TextColumn = Annotated[str | None, option("--text-column", WHAT, "Where plain text is.")]
@@ -68,6 +74,7 @@ Json = Annotated[bool, option("--json", SCREEN, "The result as JSON on stdout.")
 Quiet = Annotated[bool, option("--quiet", SCREEN, "No progress; errors and --json only.")]
 Debug = Annotated[bool, option("--debug", SCREEN, "Show the traceback of an error.")]
 
+ROWS = ("forget", "retain", "holdout", "unseen")  # their flags are lists only to see that one is there twice
 COLUMNS = {
     "question_column": "data.columns.prompt",
     "answer_column": "data.columns.answer",
@@ -78,12 +85,22 @@ COLUMNS = {
 def overrides(given: Mapping[str, Any], keys: Mapping[str, str]) -> list[Override]:
     """What was given on the command line, by parameter name, as overrides of the settings that `keys` names.
 
-    None, False and an empty list mean that a flag was not given.
+    None, False and an empty list mean that a flag was not given. Raises UserError where a flag for rows is there twice:
+    of two files to forget, one would be dropped without a word.
     """
     from dualoptim_cli.recipes import Override
 
-    return [
-        Override(tuple(key.split(".")), given[name], f"--{name.replace('_', '-')}")
-        for name, key in keys.items()
-        if given[name] not in (None, False, [])
-    ]
+    settings = []
+    for name, key in keys.items():
+        value, flag = given[name], f"--{name.replace('_', '-')}"
+        if value in (None, False, []):
+            continue
+        if name in ROWS:
+            if len(value) > 1:
+                raise UserError(
+                    f"{flag} is given {len(value)} times ({', '.join(value)}), and names one file, folder or dataset.",
+                    "Put the files into one folder and name that: the rows of its files are one set.",
+                )
+            value = value[0]
+        settings.append(Override(tuple(key.split(".")), value, flag))
+    return settings

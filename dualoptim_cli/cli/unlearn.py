@@ -201,6 +201,8 @@ def unlearn(
         emit(outcome.to_json())
     elif not quiet:
         _show_outcome(outcome)
+    elif not outcome.passed:
+        show(outcome.verdict)
     if not outcome.passed:
         raise typer.Exit(ExitCode.GATE)
 

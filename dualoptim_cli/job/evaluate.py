@@ -79,7 +79,10 @@ def evaluate(
     brief = Brief.to_measure(config, suites)
     use_threads(config.threads)
     opened, other = _open(brief, against, lm_eval, on_event)
+    # What the gates of a run are about, whatever else it is shown beside: the model as it was before the run.
+    own_before = _before_the_run(config) if against and own_gates else None
     _check(opened, other, against, lm_eval)
+    _check_alike_ahead(opened, own_before, None)
 
     def harness(loaded: Loaded) -> Sets:
         if not lm_eval:
@@ -94,14 +97,14 @@ def evaluate(
     examples = opened.encode(loaded.tokenizer, on_event)
     results = ruler.measure(loaded, examples, "Measuring the model")
     _check_alike(results, before, against)
+    _check_alike(results, own_before, None)
     named = [gate.attack for gate in brief.gates if gate.attack]
     results = ruler.attack(list(dict.fromkeys([*(brief.attacks or ()), *named])), loaded, examples, results)
     results = replace(results, sets={**results.sets, **harness(loaded)})
 
     judgments: tuple[Judgment, ...] = ()
     if brief.gates or (before is not None and _own_run(config) and config.eval.gates == "default"):
-        judged_by = _before_the_run(config, results) if against and own_gates else None
-        judgments = ruler.judge(results, judged_by or before)
+        judgments = ruler.judge(results, own_before or before)
     return Evaluation(config.model.name, results, before, ruler.reference, judgments, time.perf_counter() - begun)
 
 
@@ -160,7 +163,6 @@ def read_results(file: Path, *, own: bool = False) -> Results:
 
 def _check(opened: Opened, other: Located | Results | None, against: str | None, lm_eval: Sequence[str]) -> None:
     """Check gates and attacks by what will be measured, and what is compared with by how it was measured."""
-    config = opened.brief.config
     faults: list[UserError] = []
     with collect(faults):
         opened.brief.check_measures(has_before=other is not None, harness=lm_eval)
@@ -171,11 +173,17 @@ def _check(opened: Opened, other: Located | Results | None, against: str | None,
                 "Pass --against with the model before, or --reference.",
             )
         )
-    if opened.records and isinstance(other, Results):  # rather before the minutes of measuring than after them
-        how = {"rows": config.eval.rows, "seed": config.seed, "max_new_tokens": config.eval.max_new_tokens}
-        with collect(faults):
-            _check_alike(replace(other, settings={**other.settings, **how}), other, against)
+    with collect(faults):
+        _check_alike_ahead(opened, other if isinstance(other, Results) else None, against)
     raise_all(faults)
+
+
+def _check_alike_ahead(opened: Opened, before: Results | None, against: str | None) -> None:
+    """The same check by the settings, rather before the minutes of measuring than after them."""
+    config = opened.brief.config
+    if opened.records and before:
+        how = {"rows": config.eval.rows, "seed": config.seed, "max_new_tokens": config.eval.max_new_tokens}
+        _check_alike(replace(before, settings={**before.settings, **how}), before, against)
 
 
 def _check_alike(results: Results, before: Results | None, against: str | None) -> None:
@@ -188,10 +196,7 @@ def _check_alike(results: Results, before: Results | None, against: str | None) 
         )
 
 
-def _before_the_run(config: RunConfig, results: Results) -> Results | None:
-    """What a run's own gates are about, whatever else the run is shown beside: the model as it was before the run."""
+def _before_the_run(config: RunConfig) -> Results | None:
+    """How the model was before the run that it is; None where it is no run."""
     own = _own_run(config)
-    if own is None:
-        return None
-    before = read_results(Path(own), own=True)
-    return None if results.unlike(before) else before
+    return read_results(Path(own), own=True) if own else None

@@ -269,3 +269,25 @@ def test_shared_data_is_never_part_of_the_project() -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     names = {path.name for path in SHARED.rglob("*.jsonl")} if SHARED.is_dir() else {"forget05.jsonl"}
     assert not [path for path in tracked.splitlines() if Path(path).name in names or path.endswith(".safetensors")]
+
+
+def test_two_files_for_one_set_are_not_one_dropped_in_silence(dualopt: Any) -> None:
+    done = dualopt("unlearn", "--model", "m", "--forget", "a.jsonl", "--forget", "b.jsonl", "--retain", "c.jsonl")
+    assert done.code == 2
+    assert "--forget is given 2 times (a.jsonl, b.jsonl)" in done.err
+    assert "one folder" in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("unlearn", "--learning-rate", "1"), 'Did you mean "--lr"?'),
+        (("unlearn", "--model", "m", "--forget", "a", "--set", "lr=1"), 'Did you mean "optimizer.lr"?'),
+        (("unlearn", "--model", "m", "--forget", "a", "--retain", "b", "--forget-loss", "NPO"), 'Did you mean "npo"?'),
+        (("unlearn", "--model", "m", "--forget", "a", "--retain", "b", "--optimizer", "muon"), '"dualoptim+muon"?'),
+    ],
+)
+def test_a_name_from_elsewhere_is_answered_with_ours(dualopt: Any, arguments: tuple[str, ...], said: str) -> None:
+    done = dualopt(*arguments)
+    assert done.code == 2
+    assert said in " ".join(done.err.split())

@@ -142,6 +142,15 @@ def test_a_runs_own_gates_are_about_the_run_whatever_it_is_shown_beside(dualopt:
     assert "gates hold." in dualopt("eval", "--model", "run").err
 
 
+def test_a_run_measured_otherwise_is_not_judged_by_another_model_as_its_before(dualopt: Any, town: Path) -> None:
+    assert dualopt(*arguments(town, "--out", "run", "--attacks", "none", "--gate", "retain.prob >= 0.1")).code == 0
+    done = dualopt("eval", "--model", "run", "--against", "run", "--rows", 3)
+    assert done.code == 2
+    assert "do not compare with the measurement before the run" in done.err
+    assert "Loading" not in done.err
+    assert dualopt("eval", "--model", "run", "--against", "run").code == 0
+
+
 def test_three_models_are_told_apart_with_a_reference_and_unseen_rows(
     dualopt: Any, town: Path, perturbed: Path, ruin: Path
 ) -> None:
