@@ -89,6 +89,7 @@ def kill_and_resume(folder: Path, arguments: Sequence[str], kills: int, seed: in
         assert not [key for key in expected if found[key] != expected[key]], f"after {landed} kills:\n{told}"
         assert not (out / "checkpoints").exists()
         shutil.rmtree(out)
+        out.with_name(f"{out.name}.key").unlink()
         ended += 1
 
 

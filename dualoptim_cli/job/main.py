@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.data import Examples
+from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.evaluate.gates import check_measurable, keep_disagreements
 from dualoptim_cli.evaluate.results import Results
 from dualoptim_cli.events import Event, Note, OnEvent
@@ -18,7 +19,7 @@ from dualoptim_cli.job.opening import Opened, open_inputs
 from dualoptim_cli.job.outcome import Outcome
 from dualoptim_cli.job.phases import phase, use_threads
 from dualoptim_cli.job.planning import plan
-from dualoptim_cli.job.recording import record_run
+from dualoptim_cli.job.recording import Recording, record_run
 from dualoptim_cli.job.ruler import Ruler
 from dualoptim_cli.job.training import Training
 from dualoptim_cli.model.load import Loaded, load
@@ -79,7 +80,12 @@ def unlearn(
                 recording(event)
                 on_event(event)
 
-            before = _measure_before(ruler, folder, loaded, planned.examples)
+            for each in recording.record.earlier:
+                if not each.passed:
+                    unchecked = "" if each.checked else ", as it says itself"
+                    text = f"The model comes from run {each.run[:8]}, whose gates failed{unchecked}."
+                    on_event(Note(text, "warning"))
+            before = _measure_before(ruler, folder, recording, loaded, planned.examples)
             knew = ruler.knew(before)
             if knew is False:
                 text = "The model does not know the forget rows: there is nothing for it to forget."
@@ -89,6 +95,7 @@ def unlearn(
                 loaded,
                 folder,
                 origin=recording.record.model.before.digest,
+                key=recording.key,
                 resume=resume,
                 on_event=on_training,
                 should_stop=should_stop,
@@ -138,18 +145,25 @@ def _load(opened: Opened, on_event: OnEvent) -> Loaded:
         return loaded
 
 
-def _measure_before(ruler: Ruler, folder: RunFolder, loaded: Loaded, examples: Mapping[str, Examples]) -> Results:
+def _measure_before(
+    ruler: Ruler, folder: RunFolder, recording: Recording, loaded: Loaded, examples: Mapping[str, Examples]
+) -> Results:
     """The measurement of the model as it was; a run that goes on has it on disk.
 
-    Raises UserError for gates that cannot hold, whatever training does.
+    Raises UserError for gates that cannot hold, whatever training does, and (exit 5) for a measurement on disk that is
+    not the one in the sealed record.
     """
     measured = folder.read_metrics()
     if "before" in measured:
+        if measured["before"] != recording.record.metrics.get("before"):
+            fact = f"{folder.metrics} is not what the run measured before it trained."
+            raise UserError(fact, "Put the file back as it was, or start anew with --force.", ExitCode.INTEGRITY)
         return Results.from_json(measured["before"])
     before = ruler.measure(loaded, examples, "Measuring before")
     check_measurable(ruler.opened.brief.gates, before)
     if before.score("utility").value is None:
         no_yardstick = "No set to keep is measured, so the gate on utility will fail. Pass --retain or --holdout."
         ruler.on_event(Note(no_yardstick, "warning"))
+    recording.measured(before)
     folder.write_metrics({"before": before.to_json()})
     return before

@@ -8,8 +8,10 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.evaluate.results import Results
 from dualoptim_cli.events import Event, StepDone, TrainingStarted
 from dualoptim_cli.files import write_atomic
 from dualoptim_cli.job.opening import Opened
@@ -23,6 +25,7 @@ from dualoptim_cli.record.manifest import Data, DataState, File, How, Model, Rec
 from dualoptim_cli.record.purge import PAGE, is_derived
 from dualoptim_cli.record.surroundings import hardware, versions
 from dualoptim_cli.report.page.run import draw
+from dualoptim_cli.train.checkpoint import check_identity
 
 ENDINGS: dict[ExitCode, How] = {ExitCode.INTERRUPTED: "interrupted", ExitCode.TRAINING: "stopped"}
 
@@ -37,17 +40,20 @@ def record_run(
     """
     run = folder.path
     path = hashing.key_file(run)
+    changed: dict[str, tuple[Any, Any]] = {}
     origins = {key: origin for key, origin in origins.items() if origin != "default"}
     if resume and not ledger.is_begun(run):  # a run killed while its model was hashed has no record yet
         earlier = ledger.read(run)
         key = hashing.read_key(path)
         ledger.check_open(run, key)
+        changed = _changes(earlier, planned.brief.config.model_dump(mode="json"))
+        _check_promises(earlier, planned.brief.config.model_dump(mode="json"))
         _check_same(run, earlier, planned.opened, key)
         record = _with_present_settings(earlier, planned.brief.config.model_dump(mode="json"), origins)
     else:
         key = hashing.read_key(path)
         record = _first_record(planned, loaded, origins, key)
-    recording = Recording(run, planned.opened, record, key)
+    recording = Recording(run, planned.opened, record, key, changed)
     try:
         yield recording
     except BaseException as fault:
@@ -60,12 +66,14 @@ def record_run(
 class Recording:
     """The record of a run while it runs; a new session of it is written down at once."""
 
-    def __init__(self, run: Path, opened: Opened, record: Record, key: bytes) -> None:
-        session = Session(began=ledger.now(), after_step=0)
+    def __init__(
+        self, run: Path, opened: Opened, record: Record, key: bytes, changed: dict[str, tuple[Any, Any]]
+    ) -> None:
+        session = Session(began=ledger.now(), after_step=0, changed=changed)
         self.run = run
         self.record = record.with_(status="running", sessions=(*record.sessions, session))
         self._opened = opened
-        self._key = key
+        self.key = key
         self._begun = time.perf_counter()
         ledger.begin(run, self.record, key)
 
@@ -73,16 +81,21 @@ class Recording:
         """Note how far the run has come."""
         if isinstance(event, TrainingStarted):
             self._update_session(after_step=event.first_step, last_step=event.first_step)
-            ledger.begin(self.run, self.record, self._key)
+            ledger.begin(self.run, self.record, self.key)
         elif isinstance(event, StepDone):
             self._update_session(last_step=event.step)
+
+    def measured(self, before: Results) -> None:
+        """Note the scores of the model as it was, under the seal of the record."""
+        self.record = self.record.with_(metrics={"before": before.to_json()})
+        ledger.begin(self.run, self.record, self.key)
 
     def leave(self, code: ExitCode) -> None:
         """Note that the run ended before its end."""
         how = ENDINGS.get(code, "failed")
         self._update_session(ended=ledger.now(), how=how, exit_code=int(code))
         self.record = self.record.with_(status=how)
-        ledger.begin(self.run, self.record, self._key)
+        ledger.begin(self.run, self.record, self.key)
 
     def mark(self, folder: Path, *, passed: bool, verdict: str) -> None:
         """Note the model that was left in `folder`, and leave a mark in it that says which run made it."""
@@ -100,7 +113,7 @@ class Recording:
         self._update_session(ended=ledger.now(), how="finished", exit_code=int(code))
         data = {}
         for name, part in self.record.data.items():
-            data[name] = part.model_copy(update={"after": _state(self._opened, name, self._key)})
+            data[name] = part.model_copy(update={"after": _state(self._opened, name, self.key)})
         hashed = self._model_files()
         to_hash = []
         for name in ledger.files_of(self.run):
@@ -121,7 +134,7 @@ class Recording:
         write_atomic(self.run / PAGE, draw(self.run, record))
         files = {**record.files, **ledger.entries(self.run, [PAGE])}
         self.record = record.with_(files={name: files[name] for name in sorted(files)})
-        ledger.write(self.run, self.record, self._key)
+        ledger.write(self.run, self.record, self.key)
 
     def _model_files(self) -> dict[str, File]:
         """The model's files, which were hashed when it was marked: they are read once."""
@@ -163,6 +176,18 @@ def _first_record(planned: Planned, loaded: Loaded, origins: Mapping[str, str], 
         hardware=hardware(str(loaded.device)),
         reproducible=Reproducible(bit_for_bit=loaded.device.type == "cpu"),
     )
+
+
+def _check_promises(record: Record, config: dict[str, Any]) -> None:
+    """Refuse to go on with other gates or for another request than were written down as the run began (exit 5)."""
+    promised = {"eval.gates": record.config["eval"]["gates"], "request_id": record.request_id}
+    check_identity(promised, {"eval.gates": config["eval"]["gates"], "request_id": config["request_id"]})
+
+
+def _changes(record: Record, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The settings that are other ones now than in the record: each as it was, and as it is."""
+    earlier = dict(leaves(record.config))
+    return {".".join(keys): (earlier.get(keys), value) for keys, value in leaves(config) if earlier.get(keys) != value}
 
 
 def _with_present_settings(record: Record, config: dict[str, object], origins: Mapping[str, str]) -> Record:

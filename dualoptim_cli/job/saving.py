@@ -52,8 +52,11 @@ class Checkpoints:
         """Whether it is time to save after this step."""
         return self._pace.due(step)
 
-    def save(self, standing: Standing) -> None:
-        """Save model and optimizer as they stand; older checkpoints than those to keep are removed."""
+    def save(self, standing: Standing, seals: Mapping[str, str]) -> None:
+        """Save model and optimizer as they stand; older checkpoints than those to keep are removed.
+
+        `seals` are keyed codes of the run's other files as they are at this step.
+        """
         begun = time.perf_counter()
         path = checkpoint.save(
             self._folder,
@@ -63,6 +66,7 @@ class Checkpoints:
             self._identity,
             keep=self._keep,
             spare={self.sound} if self.sound and self._spare_sound else set(),
+            seals=seals,
         )
         self.step = standing.step
         if standing.sound:

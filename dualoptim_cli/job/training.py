@@ -51,6 +51,8 @@ class Training:
     start: Standing
     on_event: OnEvent
     should_stop: Callable[[], bool]
+    key: bytes
+    log_code: str | None
 
     @classmethod
     def prepare(
@@ -60,6 +62,7 @@ class Training:
         folder: RunFolder,
         *,
         origin: str,
+        key: bytes,
         resume: bool,
         on_event: OnEvent,
         should_stop: Callable[[], bool],
@@ -67,6 +70,7 @@ class Training:
         """Bind the objectives, build the optimizer, and restore the newest checkpoint where the run resumes.
 
         `origin` is the digest of the model that the run began with: references computed for it are of no other.
+        With `key`, that of the run, checkpoints and log are held together.
         Raises UserError (exit 5) where what was saved is damaged or of another run.
         """
         config = planned.brief.config
@@ -95,7 +99,8 @@ class Training:
             on_event=on_event,
         )
         start = saved.standing if saved else Standing()
-        return cls(planned, loaded, folder, tasks, optimizer, checkpoints, start, on_event, should_stop)
+        log_code = str(saved.seals.get(folder.events.name)) if saved else None
+        return cls(planned, loaded, folder, tasks, optimizer, checkpoints, start, on_event, should_stop, key, log_code)
 
     def run(self) -> Trained:
         """Train to the end.
@@ -112,7 +117,7 @@ class Training:
         snapshots.cut(self.start.step)
         embeddings: Any = self.loaded.model.get_input_embeddings()
         watches = build_watches(self.planned, int(embeddings.weight.shape[0]), self.on_event)
-        with self.folder.event_log(self.start.step) as log:
+        with self.folder.event_log(self.start.step, self.key, self.log_code) as log:
 
             def on_event(event: Event) -> None:
                 log(event)
@@ -120,7 +125,7 @@ class Training:
 
             def save(standing: Standing) -> None:
                 log.flush()  # no checkpoint without the steps that it has behind it
-                self.checkpoints.save(standing)
+                self.checkpoints.save(standing, {self.folder.events.name: log.code})
 
             def after_step(standing: Standing) -> bool:
                 stop = PROCESSES.any(self.should_stop())

@@ -16,7 +16,6 @@ from dualoptim_cli import strict_json
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.files import disk_errors_as_user_error, write_atomic
 from dualoptim_cli.optim import StateSummary
-from dualoptim_cli.record.hashing import keyed_text
 from dualoptim_cli.record.snapshot import Snapshot
 
 NAME, FORMAT = "state.json", 1
@@ -51,16 +50,6 @@ class History:
         self._snapshots = [snapshot for snapshot in self._snapshots if snapshot["step"] < step]
         self._snapshots.append({"step": step, **summary.to_json()})
         self._write()
-
-    def code(self, key: bytes) -> str:
-        """HMAC of all snapshots so far, with the key of the run."""
-        return keyed_text(key, json.dumps(self._snapshots))
-
-    def check(self, key: bytes, expected: str) -> None:
-        """Raise UserError (exit 5) where the snapshots have another code than expected: the file was changed."""
-        if self.code(key) != expected:
-            fact = f"{self.path} is not what the run wrote."
-            raise UserError(fact, "Put the file back as it was, or start anew with --force.", ExitCode.INTEGRITY)
 
     def _write(self) -> None:
         with disk_errors_as_user_error("The history of the state", self.path.parent):

@@ -123,6 +123,7 @@ def prepared(
         loaded,
         folder,
         origin="",
+        key=b"k" * 32,
         resume=resume,
         on_event=on_event,
         should_stop=should_stop or stops_there,

@@ -207,3 +207,59 @@ def test_run_replaced_by_force_keeps_nothing_of_the_old_record(town: Path, tmp_p
     assert new.run != old.run
     assert new.status == "interrupted"
     assert not (tmp_path / "run" / ledger.DIGEST).exists()
+
+
+def stop_early(town: Path, out: Path, **more: Any) -> None:
+    stops = iter([False, True])
+    with pytest.raises(UserError, match="Interrupted"):
+        unlearn(config(town, **more), out, should_stop=lambda: next(stops, False))
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"request_id": "DSR-9"}, "request_id: was DSR-7, now DSR-9"),
+        ({"eval": {"gates": ["utility >= 0.9*before"]}}, "eval.gates"),
+    ],
+)
+def test_gates_and_request_stay_what_they_were_as_the_run_began(
+    town: Path, tmp_path: Path, more: dict[str, Any], named: str
+) -> None:
+    stop_early(town, tmp_path / "run")
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=named) as caught:
+        unlearn(config(town, **more), tmp_path / "run", resume=True)
+    assert caught.value.code == ExitCode.INTEGRITY
+    after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert after == before
+
+
+def without_record(run: Path) -> None:
+    (run / ledger.RECORD).unlink()
+
+
+def without_seal(run: Path) -> None:
+    (run / ledger.SEAL).unlink()
+
+
+def record_edited(run: Path) -> None:
+    (run / ledger.RECORD).write_text((run / ledger.RECORD).read_text().replace("DSR-7", "DSR-8"))
+
+
+def scores_edited(run: Path) -> None:
+    (run / "metrics.json").write_text((run / "metrics.json").read_text().replace("0.", "0.1"))
+
+
+def events_edited(run: Path) -> None:
+    (run / "events.jsonl").write_text((run / "events.jsonl").read_text().replace('"tokens": ', '"tokens": 1'))
+
+
+@pytest.mark.parametrize("edit", [without_record, without_seal, record_edited, scores_edited, events_edited])
+def test_what_a_killed_run_has_written_cannot_be_edited_before_it_goes_on(
+    town: Path, tmp_path: Path, edit: Any
+) -> None:
+    stop_early(town, tmp_path / "run")
+    edit(tmp_path / "run")
+    with pytest.raises(UserError) as caught:
+        unlearn(config(town), tmp_path / "run", resume=True)
+    assert caught.value.code in (ExitCode.INTEGRITY, ExitCode.USAGE)

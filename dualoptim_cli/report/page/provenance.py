@@ -124,6 +124,7 @@ def _earlier(record: Record) -> str:
     for each in record.earlier:
         request = clean(each.request_id or "not named")
         outcome = "gates passed" if each.passed else "a gate failed"
+        outcome += "" if each.checked else " (as the model says, not checked)"
         model = "unchanged since" if each.unchanged else "changed since"
         record_digest = digest(each.record_sha256 or "the record was not beside the model")
         rows.append([request, outcome, model, digest(each.run), record_digest])
