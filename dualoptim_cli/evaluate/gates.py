@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -27,6 +28,7 @@ DEGENERATE, KEPT = 0.05, 0.9
 _GATE = re.compile(r"\s*([\w.+-]+)\s*(<=|>=|<|>)\s*(\S.*?)\s*")
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _TERM = re.compile(rf"\s*([+-]?)\s*(?:({_NUMBER})\s*(?:\*\s*(before|reference))?|(before|reference))\s*(?=[+-]|$)")
+_LARGEST = 1e100  # of a gate's numbers: times any score, the bound is still a finite number
 _UNBOUNDED = ("privleak",)
 _EXAMPLE = "A gate reads like: retain.rougeL >= 0.9*before, or forget.rougeL <= reference + 0.05."
 
@@ -133,6 +135,8 @@ def parse_gate(text: str) -> Gate:
         if not term or (at > 0 and not term[1]):
             raise UserError(f'Gate "{text}": "{bound}" is not a bound.', _EXAMPLE)
         weight = float(term[2] or 1) * (-1 if term[1] == "-" else 1)
+        if abs(weight) > _LARGEST:
+            raise UserError(f'Gate "{text}": {term[2]} is too large a number.', _EXAMPLE)
         weights[term[3] or term[4] or "constant"] += weight
         at = term.end()
     return Gate(" ".join(text.split()), path, sign, **weights)
@@ -241,6 +245,8 @@ def _judge(gate: Gate, after: Results, others: Mapping[str, Results | None]) -> 
         if other.value is None:
             return Judgment(gate.text, False, *known, reason=f"{name} is n/a: {other.reason}")
         bound += weight * other.value
+    if not math.isfinite(bound):  # a score of another program's results file can be of any size
+        return Judgment(gate.text, False, *known, reason="its bound is not a finite number")
     holds = OPERATORS[gate.operator]
     passed = holds(score.value, bound)
     ends = [end for end in (score.low, score.high) if end is not None]

@@ -61,6 +61,14 @@ def test_a_gate_means_what_it_says(text: str, passed: bool, bound: float) -> Non
     assert found.low is not None
 
 
+def test_a_bound_that_is_no_finite_number_fails_and_is_said() -> None:
+    huge = Results({"retain": {"rougeL": Score(1e300)}}, {"utility": Score(1.0)})
+    verdict = judge([parse_gate("retain.rougeL >= 1e100*before")], results(), before=huge)[0]
+    assert not verdict.passed
+    assert verdict.bound is None
+    assert "finite" in verdict.reason
+
+
 def test_a_verdict_is_sure_when_the_whole_interval_agrees() -> None:
     bounds = {"forget.rougeL <= 0.2": True, "forget.rougeL <= 0.12": False, "forget.rougeL <= 0.01": True}
     for text, sure in bounds.items():
@@ -154,6 +162,11 @@ def check(*texts: str) -> None:
         ("forget.rougeL <= low", '"low" is not a bound'),
         ("forget.rougeL <= 0.5 0.5", "is not a bound"),
         ("forget.rougeL <= 2*", "is not a bound"),
+        ("retain.prob <= 1e999*before", "1e999 is too large"),
+        ("retain.prob <= 1e999", "1e999 is too large"),
+        ("retain.prob <= 0.1 - 1e308*before", "1e308 is too large"),
+        ("retain.prob <= nan", '"nan" is not a bound'),
+        ("retain.prob <= inf*before", '"inf*before" is not a bound'),
         ("forgot.rougeL <= 0.5", 'Did you mean "forget"'),
         ("forget.rouge <= 0.5", 'Did you mean "rougeL"'),
         ("utilty >= 0.5", 'Did you mean "utility"'),
