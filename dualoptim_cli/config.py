@@ -142,6 +142,7 @@ class EvalConfig(Section):
     reference: str | None = None  # a model retrained without the forget rows
     similarity_model: str | None = None
     entailment_model: str | None = None
+    min_k: Auto | Annotated[Share, Field(gt=0)] = "auto"  # of an answer's tokens, for membership inference by min-k%
 
 
 USUAL: dict[str, dict[str, Any]] = {"forget": {"loss": "npo"}, "retain": {"loss": "gd", "steps": 5}}

@@ -14,7 +14,7 @@ from dualoptim_cli.evaluate.judges import Judge
 from dualoptim_cli.evaluate.metrics import Row
 from dualoptim_cli.evaluate.observe import Observer, questions
 from dualoptim_cli.evaluate.results import Results
-from dualoptim_cli.evaluate.scores import score_rows, set_seed
+from dualoptim_cli.evaluate.scores import MIN_K, score_rows, set_seed
 from dualoptim_cli.events import Event, OnEvent, PhaseAdvanced, PhaseEnded, PhaseStarted
 from dualoptim_cli.objectives.reference import at_rest
 
@@ -30,6 +30,7 @@ def measure(
     seed: int = 0,
     max_new_tokens: int = 128,
     batch_size: int = 32,
+    min_k: float = MIN_K,
     reference: Results | None = None,
     judges: Sequence[Judge] = (),
     phase: str = "measuring",
@@ -60,9 +61,10 @@ def measure(
             "rows": rows,
             "seed": seed,
             "max_new_tokens": max_new_tokens,
+            "min_k": min_k,
             "measured": {name: len(sample) for name, sample in samples.items()},
         }
-        return score_rows(observed, forget=forget, seed=seed, reference=reference, settings=settings)
+        return score_rows(observed, forget=forget, seed=seed, min_k=min_k, reference=reference, settings=settings)
 
 
 def sample_rows(size: int, rows: RowLimit, seed: int, name: str) -> list[int]:

@@ -23,17 +23,25 @@ class Likelihoods:
 
     `nll` is the negative log-likelihood of each token in nats; `first` tells whether the token was the model's
     first choice; `standing` is its log-likelihood in standard deviations above the vocabulary's mean under the
-    model's own distribution. All have the shape (tokens,).
+    model's own distribution. All have the shape (tokens,). `ended` tells whether the last token is end-of-sequence.
     """
 
     nll: npt.NDArray[np.float64]
     first: npt.NDArray[np.bool_]
     standing: npt.NDArray[np.float64]
+    ended: bool = False
 
     @property
     def mean(self) -> float:
         """n of the formulas: the mean negative log-likelihood of a token."""
         return float(self.nll.mean())
+
+    @property
+    def of_text(self) -> Likelihoods:
+        """Those of the answer's own tokens, end-of-sequence left out, unless it is all there is."""
+        if not self.ended or self.nll.size == 1:
+            return self
+        return Likelihoods(self.nll[:-1], self.first[:-1], self.standing[:-1])
 
 
 UNRATED = Likelihoods(np.array([math.nan]), np.array([False]), np.array([math.nan]))
@@ -138,13 +146,39 @@ def extraction_strength(row: Row) -> float:
     1 − k/tokens for the least k from which on every token is the model's first choice (arXiv 2301.06121, as in
     open-unlearning).
     """
-    missed = np.flatnonzero(~row.likelihoods.first)
-    given = int(missed[-1]) + 1 if missed.size else 0
-    return 1 - given / row.likelihoods.first.size
+    first = row.likelihoods.of_text.first
+    missed = np.flatnonzero(~first)
+    known_from = int(missed[-1]) + 1 if missed.size else 0
+    return 1 - known_from / first.size
 
 
-def lowest(values: npt.NDArray[np.float64], share: float = 0.2) -> float:
-    """Return the mean of the lowest fifth of the values, of at least one."""
+def exact_memorization(row: Row) -> float:
+    """Return the share of the answer's tokens that are the model's first choice, given those before."""
+    return float(row.likelihoods.of_text.first.mean())
+
+
+def mia_loss(row: Row, _: float) -> float:
+    """Return −n (Yeom et al. 2018)."""
+    return -row.likelihoods.mean
+
+
+def mia_zlib(row: Row, _: float) -> float:
+    """Return −n over the bytes of the compressed answer (Carlini et al. 2021: log perplexity, so a mean)."""
+    return -row.likelihoods.mean / len(zlib.compress(row.answer.encode()))
+
+
+def mia_min_k(row: Row, min_k: float) -> float:
+    """Return the mean of that share of the log-likelihoods that are lowest (arXiv 2310.16789)."""
+    return lowest(-row.likelihoods.of_text.nll, min_k)
+
+
+def mia_min_k_plus_plus(row: Row, min_k: float) -> float:
+    """Return the same of their standing among the vocabulary (arXiv 2404.02936)."""
+    return lowest(row.likelihoods.of_text.standing, min_k)
+
+
+def lowest(values: npt.NDArray[np.float64], share: float) -> float:
+    """Return the mean of the lowest values: of this share of them, rounded down, and of at least one."""
     return float(np.sort(values)[: max(1, int(share * values.size))].mean())
 
 
@@ -166,7 +200,7 @@ METRICS: dict[str, Metric] = {
     ),
     "token_entropy": Metric(token_entropy, on_forget="higher", needs=frozenset({"question"})),
     "extraction_strength": Metric(extraction_strength),
-    "exact_memorization": Metric(lambda row: float(row.likelihoods.first.mean())),
+    "exact_memorization": Metric(exact_memorization),
     "verbmem": Metric(
         lambda row: rouge_f1(words(row.rest or ""), words(row.rest_continuation or "")), needs=frozenset({"halves"})
     ),
@@ -176,10 +210,11 @@ METRICS: dict[str, Metric] = {
 }
 """What is averaged over the rows of every set."""
 
-SIGNALS: dict[str, Callable[[Row], float]] = {
-    "mia_loss": lambda row: -row.likelihoods.mean,
-    "mia_zlib": lambda row: -float(row.likelihoods.nll.sum()) / len(zlib.compress(row.answer.encode())),
-    "mia_min_k": lambda row: lowest(-row.likelihoods.nll),
-    "mia_min_k_plus_plus": lambda row: lowest(row.likelihoods.standing),
+SIGNALS: dict[str, Callable[[Row, float], float]] = {
+    "mia_loss": mia_loss,
+    "mia_zlib": mia_zlib,
+    "mia_min_k": mia_min_k,
+    "mia_min_k_plus_plus": mia_min_k_plus_plus,
 }
-"""What membership inference looks at: higher on rows that a model was taught."""
+"""What membership inference looks at, of a row and the share of tokens that min-k takes: higher on rows that a model
+was taught."""

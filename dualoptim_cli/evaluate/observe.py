@@ -116,7 +116,7 @@ class Observer:
                 Row(
                     answer=question.record.answer if question.asks else self.text(question.ids),
                     question=question.record.prompt,
-                    likelihoods=Likelihoods(nll, first > 0, standing),
+                    likelihoods=Likelihoods(nll, first > 0, standing, ended=question.end < len(question.ids)),
                     continuation=None if continuation is None else self.text(continuation),
                     continuation_ids=continuation or (),
                     rest=self.text(question.ids[question.middle : question.end]),

@@ -89,7 +89,7 @@ class Results:
         Sets that only one of them has do not matter, but that they share none does.
         """
         mine, theirs = self.settings, other.settings
-        pairs = {key: (mine.get(key), theirs.get(key)) for key in ("rows", "seed", "max_new_tokens")}
+        pairs = {key: (mine.get(key), theirs.get(key)) for key in ("rows", "seed", "max_new_tokens", "min_k")}
         shared = self.sets.keys() & other.sets.keys()
         my_counts, their_counts = (each.get("measured", {}) for each in (mine, theirs))
         for name in sorted(shared):

@@ -15,12 +15,15 @@ from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.evaluate.stats import Array, bootstrap
 from dualoptim_cli.evaluate.summary import UNSEEN, membership, score_of, summarize
 
+MIN_K = 0.2  # the share of tokens that min-k% takes, as in its paper
+
 
 def score_rows(
     rows: Mapping[str, Sequence[Row]],
     *,
     forget: Collection[str],
     seed: int = 0,
+    min_k: float = MIN_K,
     reference: Results | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> Results:
@@ -28,9 +31,10 @@ def score_rows(
 
     Sets named in `forget` are to be forgotten, `unseen` was never shown to the model, all others are to be kept.
     `reference` holds the results of a model retrained without the forget rows, measured on the same rows in this
-    process. The intervals are bootstrap intervals over rows, drawn from `seed`.
+    process. `min_k` is the share of an answer's tokens that min-k% looks at. The intervals are bootstrap intervals
+    over rows, drawn from `seed`.
     """
-    values = {name: row_values(of_set, forget=name in forget) for name, of_set in rows.items()}
+    values = {name: row_values(of_set, forget=name in forget, min_k=min_k) for name, of_set in rows.items()}
     drawn = {name: _bootstrap(of_set, METRICS, set_seed(seed, name)) for name, of_set in values.items()}
     sets = {name: _scores(of_set, drawn[name], forget=name in forget) for name, of_set in rows.items()}
     if UNSEEN in sets:  # how a model does on rows it never saw is neither good nor bad
@@ -48,11 +52,11 @@ def score_set(rows: Sequence[Row], metrics: Collection[str], seed: list[int], *,
     return _scores(rows, _bootstrap(values, metrics, seed), forget=forget)
 
 
-def row_values(rows: Sequence[Row], *, forget: bool) -> dict[str, Array]:
+def row_values(rows: Sequence[Row], *, forget: bool, min_k: float = MIN_K) -> dict[str, Array]:
     """Return every metric and signal of every row, (rows,) each, NaN where a row has none; `truth` is TOFU's R."""
     values = {name: _values(metric, rows, forget=forget) for name, metric in METRICS.items()}
     for name, signal in SIGNALS.items():
-        values[name] = np.array([signal(row) for row in rows])
+        values[name] = np.array([signal(row, min_k) for row in rows])
     values["truth"] = np.array([truth(row) if row.perturbed else math.nan for row in rows])
     return values
 

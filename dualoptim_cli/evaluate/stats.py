@@ -66,18 +66,22 @@ def bootstrap_auc(members: Array, others: Array, rng: np.random.Generator) -> Ar
 
 
 def ks_p_value(one: Array, other: Array) -> float:
-    """Return the two-sided p-value of the two-sample Kolmogorov–Smirnov test.
+    """Return the exact two-sided p-value of the two-sample Kolmogorov–Smirnov test, as SciPy's `ks_2samp` has it.
 
-    The distribution of the statistic is its limit with Stephens' correction for the sample sizes (Press et al.,
-    Numerical Recipes, section 14.3): within about .01 of the exact value from 20 rows a side on.
+    Under the null hypothesis every order of the two samples is equally likely: a path over a grid of n × m from corner
+    to corner. p is the share of paths that somewhere are as far from the diagonal as the samples' own. It is computed
+    along antidiagonals, in n + m steps; all terms are positive, so a small p is as exact as a large one.
     """
+    n, m = one.size, other.size
     points = np.concatenate([one, other])
-    above = np.searchsorted(np.sort(one), points, side="right") / one.size
-    below = np.searchsorted(np.sort(other), points, side="right") / other.size
-    distance = np.abs(above - below).max()
-    effective = np.sqrt(one.size * other.size / (one.size + other.size))
-    scaled = (effective + 0.12 + 0.11 / effective) * distance
-    if scaled < 0.2:  # the series converges slowly there, and 1 − p is below 1e-12
-        return 1.0
-    k = np.arange(1, 101)
-    return float(np.clip(2 * np.sum((-1.0) ** (k - 1) * np.exp(-2 * k**2 * scaled**2)), 0.0, 1.0))
+    counts = (np.searchsorted(np.sort(sample), points, side="right") for sample in (one, other))
+    mine, theirs = counts
+    distance = np.abs(mine * m - theirs * n).max()  # times n·m, so that equal distances are equal integers
+    left = np.zeros(n + 1)  # [i]: of the paths to (i, step − i), the share that was that far away
+    for step in range(1, n + m + 1):
+        i = np.arange(max(0, step - m), min(n, step) + 1)
+        j = step - i
+        from_below = np.where(i > 0, left[i - 1], 0.0) * i / step
+        from_left = np.where(j > 0, left[i], 0.0) * j / step
+        left[i] = np.where(np.abs(i * m - j * n) >= distance, 1.0, from_below + from_left)
+    return float(min(left[n], 1.0))

@@ -7,7 +7,7 @@ import string
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dualoptim_cli.data import Records, load_records, make_records
 from dualoptim_cli.data.faults import Faults
@@ -15,6 +15,7 @@ from dualoptim_cli.data.formats import BadRow
 from dualoptim_cli.data.rows import Row
 from dualoptim_cli.data.sources import SUFFIXES, open_source
 from dualoptim_cli.errors import UserError, did_you_mean
+from dualoptim_cli.evaluate.scores import MIN_K
 
 Rewrite = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 LETTERS = string.ascii_uppercase
@@ -71,6 +72,16 @@ SUITES: dict[str, dict[str, Part]] = {
 CHOICES = ("choices", "wmdp")
 """Multiple choice from a file or a folder of files, each a set: `choices` to be kept (as MMLU), `wmdp` to be
 forgotten."""
+
+
+MIN_K_OF_SUITES = {"tofu": 0.4}  # as open-unlearning's configs of TOFU have it; its MUSE has the paper's .2
+
+
+def choose_min_k(setting: Literal["auto"] | float, suites: Collection[str] = ()) -> float:
+    """Return the share of tokens that min-k% takes: the number that was set, else the first benchmark's own, or .2."""
+    if setting != "auto":
+        return setting
+    return next((MIN_K_OF_SUITES[suite] for suite in suites if suite in MIN_K_OF_SUITES), MIN_K)
 
 
 def check_suite(name: str) -> None:

@@ -155,7 +155,11 @@ def _truth_ratios(values: Values, name: str) -> Array:
 
 
 def _privleak(values: Values, reference: Results | None, target: str, seed: list[int]) -> Score:
-    """Return how far membership inference (min-k%) is from where it is on the reference, as a share of that."""
+    """Return MUSE's privacy leak, in percent: how far membership inference (min-k%) is from the reference's.
+
+    Negative where the rows are still known better than by the reference, positive where they stand out as less known.
+    MUSE's AUC is the chance that a forget row has the *lower* signal, one less ours.
+    """
     if reference is None:
         return Score(None, better="near 0", reason=_NO_REFERENCE)
     reason = _incomparable(values, target)
@@ -166,4 +170,5 @@ def _privleak(values: Values, reference: Results | None, target: str, seed: list
         return Score(None, better="near 0", reason=f"of the reference: {reason_of_reference}")
     own, other = (_auc(of, target, "mia_min_k", seed) for of in (values, reference.values))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return score_of((own - other) / other, len(values[target]["truth"]), "near 0")
+        leak = 100 * ((1 - own) - (1 - other)) / (1 - other)
+    return score_of(leak, len(values[target]["truth"]), "near 0")

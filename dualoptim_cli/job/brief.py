@@ -16,6 +16,7 @@ from dualoptim_cli.config import OptimizerConfig, RunConfig
 from dualoptim_cli.errors import UserError, raise_all
 from dualoptim_cli.evaluate.attacks import choose_attacks
 from dualoptim_cli.evaluate.gates import Gate, Scope, check_scope, parse_gate
+from dualoptim_cli.evaluate.suites import choose_min_k
 from dualoptim_cli.job.phases import collect
 from dualoptim_cli.model.lora import check_adapting
 from dualoptim_cli.objectives import Objective, check_objectives, forgotten
@@ -130,6 +131,11 @@ class Brief:
         """The models that rate continuations, by what they rate."""
         named = {"similarity": self.config.eval.similarity_model, "entailment": self.config.eval.entailment_model}
         return {judge: model for judge, model in named.items() if model}
+
+    @property
+    def min_k(self) -> float:
+        """The share of an answer's tokens that min-k% looks at: what was set, else the benchmarks' own."""
+        return choose_min_k(self.config.eval.min_k, [suite for suite, _ in self.suites])
 
     def check_measures(self, *, has_before: bool = True, harness: Sequence[str] = ()) -> None:
         """Raise a fault for each gate and attack that speaks of what is not measured.

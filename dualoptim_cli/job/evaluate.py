@@ -81,6 +81,7 @@ def evaluate(
     opened, other = _open(brief, against, lm_eval, on_event)
     # What the gates of a run are about, whatever else it is shown beside: the model as it was before the run.
     own_before = _before_the_run(config) if against and own_gates else None
+    opened = _measured_like(opened, other if isinstance(other, Results) else own_before)
     _check(opened, other, against, lm_eval)
     _check_alike_ahead(opened, own_before, None)
 
@@ -161,6 +162,16 @@ def read_results(file: Path, *, own: bool = False) -> Results:
         raise UserError(f"{file}: {fault.message}", fault.hint) from None
 
 
+def _measured_like(opened: Opened, other: Results | None) -> Opened:
+    """What was opened, with the min-k% of the results to compare with, unless the user named a number."""
+    config = opened.brief.config
+    if config.eval.min_k != "auto" or other is None or "min_k" not in other.settings:
+        return opened
+    evaluation = config.eval.model_copy(update={"min_k": other.settings["min_k"]})
+    brief = replace(opened.brief, config=config.model_copy(update={"eval": evaluation}))
+    return replace(opened, brief=brief)
+
+
 def _check(opened: Opened, other: Located | Results | None, against: str | None, lm_eval: Sequence[str]) -> None:
     """Check gates and attacks by what will be measured, and what is compared with by how it was measured."""
     faults: list[UserError] = []
@@ -183,6 +194,7 @@ def _check_alike_ahead(opened: Opened, before: Results | None, against: str | No
     config = opened.brief.config
     if opened.records and before:
         how = {"rows": config.eval.rows, "seed": config.seed, "max_new_tokens": config.eval.max_new_tokens}
+        how["min_k"] = opened.brief.min_k
         _check_alike(replace(before, settings={**before.settings, **how}), before, against)
 
 

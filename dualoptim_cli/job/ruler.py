@@ -60,6 +60,7 @@ class Ruler:
             forget=self.opened.brief.forget,
             max_new_tokens=config.eval.max_new_tokens,
             batch_size=config.eval.batch_size,
+            min_k=self.opened.brief.min_k,
             reference=self.reference,
             judges=self.judges,
             on_event=self.on_event,

@@ -16,9 +16,10 @@ def row(
     found: str | None = "a b c d",
     nll: tuple[float, ...] = (0.5, 1.5),
     first: tuple[bool, ...] = (True, True),
+    ended: bool = False,
     **more: object,
 ) -> Row:
-    likelihoods = Likelihoods(np.array(nll), np.array(first), -np.array(nll) + 1)
+    likelihoods = Likelihoods(np.array(nll), np.array(first), -np.array(nll) + 1, ended)
     return Row(answer, likelihoods, found, **more)  # type: ignore[arg-type]
 
 
@@ -117,10 +118,33 @@ def test_signals_of_membership_are_those_of_the_papers() -> None:
     text = "the same words, the same words"
     nll = (0.1, 4.0, 0.2, 2.0, 0.3, 0.1, 0.2, 0.3, 0.1, 0.2)
     seen = row(text, nll=nll, first=(True,) * 10)
-    assert SIGNALS["mia_loss"](seen) == pytest.approx(-sum(nll) / 10)
-    assert SIGNALS["mia_zlib"](seen) == pytest.approx(-sum(nll) / len(zlib.compress(text.encode())))
-    assert SIGNALS["mia_min_k"](seen) == pytest.approx(-3.0)
-    assert SIGNALS["mia_min_k_plus_plus"](seen) == pytest.approx(-2.0)
+    assert SIGNALS["mia_loss"](seen, 0.2) == pytest.approx(-sum(nll) / 10)
+    assert SIGNALS["mia_zlib"](seen, 0.2) == pytest.approx(-sum(nll) / 10 / len(zlib.compress(text.encode())))
+    assert SIGNALS["mia_min_k"](seen, 0.2) == pytest.approx(-3.0)
+    assert SIGNALS["mia_min_k"](seen, 0.4) == pytest.approx(-(4.0 + 2.0 + 0.3 + 0.3) / 4)
+    assert SIGNALS["mia_min_k"](seen, 0.01) == pytest.approx(-4.0), "of at least one token"
+    assert SIGNALS["mia_min_k_plus_plus"](seen, 0.2) == pytest.approx(-2.0)
+
+
+def test_end_of_sequence_counts_in_the_likelihood_and_not_in_what_is_memorized() -> None:
+    """By hand, of three tokens and the end: (1, 1, 0 | 0) and (1, 1, 1 | 0) known, the end a surprise of 9 nats."""
+    known = row(nll=(0.5, 0.5, 0.5, 9.0), first=(True, True, True, False), ended=True)
+    missed = row(nll=(0.5, 0.5, 2.0, 9.0), first=(True, True, False, False), ended=True)
+    assert value("prob", known) == pytest.approx(math.exp(-10.5 / 4))
+    assert value("exact_memorization", known) == 1
+    assert value("exact_memorization", missed) == pytest.approx(2 / 3)
+    assert value("extraction_strength", known) == 1
+    assert value("extraction_strength", missed) == 0
+    assert SIGNALS["mia_min_k"](missed, 0.4) == pytest.approx(-2.0)
+    assert SIGNALS["mia_min_k_plus_plus"](missed, 0.4) == pytest.approx(1 - 2.0)
+    assert SIGNALS["mia_loss"](missed, 0.4) == pytest.approx(-12 / 4)
+
+
+def test_an_answer_of_nothing_but_its_end_is_that_token() -> None:
+    empty = row(answer="", nll=(2.0,), first=(False,), ended=True)
+    assert value("exact_memorization", empty) == 0
+    assert value("extraction_strength", empty) == 0
+    assert SIGNALS["mia_min_k"](empty, 0.2) == -2.0
 
 
 @pytest.mark.parametrize("name", METRICS)

@@ -11,7 +11,7 @@ import pytest
 
 from dualoptim_cli.data import Encoder, Examples, load_records
 from dualoptim_cli.errors import UserError
-from dualoptim_cli.evaluate.suites import SUITES, load_choices, load_suite, to_forget
+from dualoptim_cli.evaluate.suites import SUITES, choose_min_k, load_choices, load_suite, to_forget
 from tests.evaluate.lab import SHARED, TOWN, measure, tiny_model, tokenizer
 
 
@@ -143,3 +143,9 @@ def test_the_shared_tofu_folder_is_read_when_told_which_files() -> None:
     with pytest.raises(UserError, match=r"forget01\.jsonl, .*forget05\.jsonl"):
         load_suite("tofu", str(folder))
     assert len(load_records(str(folder / "forget05.jsonl"))) == 200
+
+
+def test_min_k_is_what_was_set_or_the_benchmarks_own() -> None:
+    assert choose_min_k("auto") == 0.2
+    assert choose_min_k("auto", ["muse", "tofu"]) == 0.4
+    assert choose_min_k(0.3, ["tofu"]) == 0.3

@@ -94,7 +94,9 @@ def test_privacy_leak_is_the_distance_from_the_reference() -> None:
     reference = score_rows({"forget": half, "unseen": [row(2.0), row(2.0)]})
     found = score_rows({"forget": known, "unseen": [row(2.0), row(2.0)]}, reference=reference)
     assert value(reference.score("forget.mia_min_k")) == 0.5
-    assert value(found.score("privleak")) == pytest.approx((1 - 0.5) / 0.5)
+    assert value(found.score("privleak")) == pytest.approx(-100), "still known: ((1 − 1) − (1 − .5)) / (1 − .5)"
+    unlike = score_rows({"forget": [row(3.0), row(3.0)], "unseen": [row(2.0), row(2.0)]}, reference=reference)
+    assert value(unlike.score("privleak")) == pytest.approx(100), "less known than by the reference"
     assert value(score_rows({"forget": half, "unseen": half}, reference=reference).score("privleak")) == 0
 
 

@@ -107,6 +107,7 @@ BASE: dict[str, Any] = {
         "reference": None,
         "similarity_model": None,
         "entailment_model": None,
+        "min_k": 0.2,
     },
     "seed": 0,
     "threads": 1,
