@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -43,25 +44,25 @@ def go_on(folder: RunFolder, earlier: RunConfig, config: RunConfig) -> None:
     folder.keep_config(to_yaml(config))
 
 
-def identity_of(planned: Planned, dtype: str) -> dict[str, Any]:
+def identity_of(planned: Planned, dtype: str, key: bytes) -> dict[str, Any]:
     """What a checkpoint is marked with: settings, the numbers behind every "auto", and what is learned from."""
     config, plan = planned.brief.config, planned.plan
     identity = settings_of(config)
     identity |= {"schedule.steps": plan.steps, "optimizer.lr": plan.lr, "model.dtype": dtype}
     identity |= {f"rows of {name}": len(planned.examples[name]) for name in config.objectives}
     for name, sizes in planned.sizes.items():
-        identity[f"data of {name}"] = tokens_digest(planned.examples[name], sizes)
+        identity[f"data of {name}"] = tokens_digest(planned.examples[name], sizes, key)
     identity["refusals"] = texts_digest(planned.opened.refusals)
     return identity
 
 
-def tokens_digest(examples: Examples, rows: Iterable[int]) -> str:
-    """A digest of what the model is shown of these rows: their tokens, and which of them count.
+def tokens_digest(examples: Examples, rows: Iterable[int], key: bytes) -> str:
+    """A digest, with the key of the run, of what the model is shown of these rows: their tokens, and which count.
 
-    It changes with the rows, the tokenizer, the template and the length they are cut to. A plain digest of few rows
-    can be guessed, so it is kept in no place that outlives the checkpoints.
+    It changes with the rows, the tokenizer, the template and the length they are cut to. An error of a resumption shows
+    it, and few rows could be guessed from a plain digest.
     """
-    digest, numbers = hashlib.sha256(), list(rows)
+    digest, numbers = hmac.new(key, digestmod="sha256"), list(rows)
     for start in range(0, len(numbers), ROWS_AT_ONCE):
         some = numbers[start : start + ROWS_AT_ONCE]
         for row, encoded in zip(some, examples.encode(some), strict=True):

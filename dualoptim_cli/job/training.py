@@ -74,7 +74,7 @@ class Training:
         Raises UserError (exit 5) where what was saved is damaged or of another run.
         """
         config = planned.brief.config
-        identity = identity_of(planned, str(loaded.dtype).removeprefix("torch."))
+        identity = identity_of(planned, str(loaded.dtype).removeprefix("torch."), key)
         search = checkpoint.newest(folder.checkpoints) if resume else checkpoint.Search(None)
         saved = search.checkpoint
         if saved:

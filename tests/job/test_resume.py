@@ -14,6 +14,7 @@ from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.events import Note
 from dualoptim_cli.job.brief import Brief
+from dualoptim_cli.job.identity import identity_of
 from dualoptim_cli.job.opening import open_inputs
 from dualoptim_cli.job.planning import plan
 from dualoptim_cli.job.training import Training
@@ -295,3 +296,11 @@ def test_a_log_that_lacks_steps_is_refused(town: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lacks step 3") as caught:
         train(config, tmp_path / "run", resume=True)
     assert caught.value.code == ExitCode.INTEGRITY
+
+
+def test_the_digest_of_rows_that_an_error_shows_hangs_on_the_key(town: Path, tmp_path: Path) -> None:
+    opened = open_inputs(Brief.of(config_of(town, {})), lambda _: None)
+    planned = plan(opened, out=tmp_path, on_event=lambda _: None)
+    mine, theirs = (identity_of(planned, "float32", key) for key in (b"k" * 32, b"q" * 32))
+    assert mine["data of forget"] != theirs["data of forget"]
+    assert identity_of(planned, "float32", b"k" * 32) == mine
