@@ -193,8 +193,12 @@ def _check_alike_ahead(opened: Opened, before: Results | None, against: str | No
     """The same check by the settings, rather before the minutes of measuring than after them."""
     config = opened.brief.config
     if opened.records and before:
-        how = {"rows": config.eval.rows, "seed": config.seed, "max_new_tokens": config.eval.max_new_tokens}
-        how["min_k"] = opened.brief.min_k
+        how: dict[str, object] = {
+            "rows": config.eval.rows,
+            "seed": config.seed,
+            "max_new_tokens": config.eval.max_new_tokens,
+            "min_k": opened.brief.min_k,
+        }
         _check_alike(replace(before, settings={**before.settings, **how}), before, against)
 
 
