@@ -15,7 +15,7 @@ from dualoptim_cli.events import CheckpointSaved, Note, StepDone
 from dualoptim_cli.files import sha256
 from dualoptim_cli.job import Outcome, unlearn
 from dualoptim_cli.recipes import resolve
-from dualoptim_cli.record import ledger
+from dualoptim_cli.record import hashing, ledger
 
 STEPS = 40
 
@@ -165,7 +165,7 @@ def test_finished_run_is_not_run_again_by_resuming(finished: tuple[Outcome, list
 
 def test_existing_run_is_not_overwritten_without_force(town: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("seed: 1")
-    ledger.claim(tmp_path)
+    ledger.claim(tmp_path, hashing.make_key(hashing.key_file(tmp_path)))
     with pytest.raises(UserError, match="already holds a run"):
         unlearn(config(town), tmp_path)
     outcome = unlearn(config(town, schedule={"steps": 2}), tmp_path, force=True)
