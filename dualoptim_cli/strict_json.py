@@ -14,10 +14,13 @@ from typing import Any
 def parse(data: str | bytes) -> Any:
     """Return what a JSON text says. Every number in it is finite, and so is every integer as a float.
 
-    Raises ValueError for everything else: other text, bytes that are no UTF-8, values nested too deep.
+    Raises ValueError for everything else: other text, bytes that are no UTF-8, halves of characters (`\\ud800`),
+    which could be neither shown nor written again, and values nested too deep.
     """
     try:
-        return json.loads(data, parse_float=_float, parse_int=_integer, parse_constant=_constant)
+        value = json.loads(data, parse_float=_float, parse_int=_integer, parse_constant=_constant)
+        json.dumps(value, ensure_ascii=False).encode()
+        return value
     except RecursionError:
         raise ValueError("it is nested too deep") from None
 
