@@ -208,7 +208,11 @@ def test_fault_is_told_with_a_way_out_and_exit_2(
     )
     Path("columns.jsonl").write_text('{"question": "a?", "anwser": "b"}\n')
     Path("both.jsonl").write_text((town / "retain.jsonl").read_text())
-    done = dualopt(*arguments(town, "--out", "run", *wrong))
+    right = arguments(town, "--out", "run")
+    if "--forget" in wrong:  # a second one would be refused for being one
+        place = right.index("--forget")
+        del right[place : place + 2]
+    done = dualopt(*right, *wrong)
     assert done.code == 2, done.err
     assert fact in done.err
     assert way_out in done.err

@@ -48,9 +48,10 @@ def test_a_measurement_equals_its_slow_twin(seed: int) -> None:
         wrong = [mean_nll(model, prompt, answer) for answer in row["perturbed_answer"]]
         ratios.append(math.exp(np.mean(wrong) - mean_nll(model, prompt, str(row["paraphrased_answer"]))))
         at, ids, start = log_probs(model, prompt, str(row["answer"]))
-        firsts.append(np.mean([int(at[i - 1].argmax()) == ids[i] for i in range(start, len(ids))]))
+        words = range(start, len(ids) - 1)  # the end of the answer is nothing to remember
+        firsts.append(np.mean([int(at[i - 1].argmax()) == ids[i] for i in words]))
         scores = []
-        for i in range(start, len(ids)):
+        for i in words:
             p = at[i - 1].exp()
             mu = (p * at[i - 1]).sum()
             scores.append(float((at[i - 1, ids[i]] - mu) / ((p * (at[i - 1] - mu) ** 2).sum()).sqrt()))
