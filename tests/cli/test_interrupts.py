@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,14 @@ from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.events import CheckpointSaved, Note, PhaseEnded, PhaseStarted, TrainingEnded, TrainingStarted
 
 BEGUN = TrainingStarted(steps=9, first_step=0, objectives=("forget",), turns={"forget": 1}, batch_size=2)
+
+
+@pytest.fixture(autouse=True)
+def _signals_are_heard() -> Iterator[None]:
+    """Hear SIGINT even where the tests run in a shell's background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 def told(signals: Any, out: Path, *events: Any, resume: bool = False) -> UserError:

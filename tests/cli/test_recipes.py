@@ -45,7 +45,7 @@ def test_check_reports_faults_of_every_kind_at_once(tmp_path: Path, capsys: pyte
     for told in (
         'mine.yaml:2: model.dtpye is not a setting. Did you mean "dtype"?',
         'objectives.forget.loss: "npoo" is not known. Did you mean "npo"?',
-        'objectives.retain.options.beta: "gd" has no options.',
+        'objectives.retain.options.beta: "gd" has no such option.',
         'mine.yaml:6: optimizer.lr: "fast" is not a number, nor "auto".',
         'Did you mean "rougeL"?',
         "mine.yaml:9: seed is set a second time",

@@ -219,7 +219,9 @@ def test_rolling_back_ends_with_the_newest_sound_checkpoint_and_its_measurement(
 
 
 def test_without_a_checkpoint_from_before_there_is_nothing_to_go_back_to(town: Path, tmp_path: Path) -> None:
-    config = destructive(town, on_collapse="rollback").model_copy(update={"checkpoint": config_of(town, {}).checkpoint})
+    config = destructive(town, on_collapse="rollback").model_copy(
+        update={"checkpoint": config_of(town, {"checkpoint": {"every": 1000}}).checkpoint}
+    )
     with pytest.raises(UserError, match="no checkpoint from before"):
         train(config, tmp_path / "run")
 

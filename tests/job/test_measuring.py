@@ -89,10 +89,12 @@ def test_the_reference_is_measured_once_before_the_model_is_loaded(measured: tup
     assert phases.count("Measuring the reference") == 1
 
 
-def test_before_the_run_a_model_is_as_far_from_itself_as_it_should_be(measured: tuple[Any, list[Event]]) -> None:
+def test_beside_a_reference_that_tells_every_row_apart_there_is_no_privleak(measured: tuple[Any, list[Event]]) -> None:
     before = measured[0].before
-    assert before.score("privleak").value == 0.0
-    assert before.score("forget.mia_loss").value > 0.9
+    assert before.score("forget.mia_loss").value == 1.0
+    # MUSE's form divides by 1 - AUC of the reference, which is the model itself here and tells every row apart.
+    assert before.score("privleak").value is None
+    assert before.score("privleak").reason == "it is not defined on these rows"
     assert before.sets["unseen"]["prob"].better == "neither"
 
 
