@@ -174,10 +174,9 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(town: Pa
     def die() -> bool:
         raise KeyboardInterrupt
 
-    training = prepared(config, tmp_path / "run")
-    training.should_stop = die
+    training = prepared(config, tmp_path / "run", should_stop=die)
     with pytest.raises(KeyboardInterrupt):
-        training.run(resume=False)
+        training.run()
     assert not train(config, tmp_path / "run", resume=True).differs_from(train(config, tmp_path / "straight"))
 
 
@@ -186,7 +185,9 @@ def test_the_test_can_fail(town: Path, tmp_path: Path) -> None:
     assert train(config, tmp_path / "one").differs_from(train(other, tmp_path / "other"))
 
 
-def test_references_are_of_the_model_as_it_was_and_are_not_computed_again(town: Path, tmp_path: Path) -> None:
+def test_references_are_of_the_model_as_it_was_and_are_not_computed_again(
+    town: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = config_of(town, {"objectives": {"forget": {"loss": "altpo"}}})
     with pytest.raises(UserError, match="Interrupted"):
         train(config, tmp_path / "run", stop=2)
@@ -194,10 +195,18 @@ def test_references_are_of_the_model_as_it_was_and_are_not_computed_again(town: 
     assert kept.stat().st_mode & 0o777 == 0o600
     assert kept.parent.stat().st_mode & 0o777 == 0o700
     before = kept.read_bytes()
-    training = prepared(config, tmp_path / "run")
-    with torch.no_grad():  # were it asked now, this model would answer otherwise
-        training.loaded.model.get_input_embeddings().weight.zero_()
-    training.run(resume=True)
+    as_it_is = load
+
+    def load_another(*args: Any, **settings: Any) -> Any:
+        loaded = as_it_is(*args, **settings)
+        with torch.no_grad():  # were it asked now, this model would answer otherwise
+            loaded.model.get_input_embeddings().weight.zero_()
+        return loaded
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"{__name__}.load", load_another)
+        training = prepared(config, tmp_path / "run", resume=True)
+    training.run()
     assert kept.read_bytes() == before
     assert not Result(training).differs_from(train(config, tmp_path / "straight"))
 
