@@ -100,10 +100,12 @@ class World:
         assert not found, f"{where} holds {found}"
         self.searched += len(data)
 
-    def unlearn(self, *more: object, forget: str = "forget.jsonl", lr: str = "1e-3") -> tuple[int, str]:
+    def unlearn(
+        self, *more: object, forget: str = "forget.jsonl", retain: Path | None = None, lr: str = "1e-3"
+    ) -> tuple[int, str]:
         return self.run(
             "unlearn", "--model", self.town / "model", "--forget", self.data / forget, "--retain",
-            self.town / "retain.jsonl", "--device", "cpu", "--steps", 4, "--batch-size", 4, "--lr", lr,
+            retain or self.town / "retain.jsonl", "--device", "cpu", "--steps", 4, "--batch-size", 4, "--lr", lr,
             "--set", "eval.max_new_tokens=6", *more,
         )  # fmt: skip
 
@@ -322,7 +324,7 @@ def test_no_row_is_quoted_when_rows_are_both_to_go_and_to_stay(world: World) -> 
     first, *others = (world.data / "forget.jsonl").read_text(encoding="utf-8").splitlines()
     other = json.dumps({"question": "What else is there?", "answer": "Something else."})
     both.write_text("\n".join([first, other, *others[1:]]), encoding="utf-8")
-    code, said = world.unlearn("--out", "run", "--retain", both, "--debug")
+    code, said = world.unlearn("--out", "run", "--debug", retain=both)
     assert code == 2
     assert "forget.jsonl:1" in said
     world.searched += 10_000
