@@ -257,11 +257,11 @@ PLACES = {
     "loading": "transformers.AutoModelForCausalLM.from_pretrained",
     "the tokenizer": "transformers.AutoTokenizer.from_pretrained",
     "references": "dualoptim_cli.objectives.forward.Task.prepare",
-    "measuring": "dualoptim_cli.evaluate.evaluator.measure",
+    "measuring": "dualoptim_cli.job.ruler.measure",
     "a step": "dualoptim_cli.objectives.forward.Task.loss",
     "the optimizer": "dualoptim_cli.optim.dual.DualOptimizer._step_one",
     "a checkpoint": "dualoptim_cli.train.checkpoint.save_file",
-    "attacks": "dualoptim_cli.evaluate.attacks.attack",
+    "attacks": "dualoptim_cli.job.ruler.attack",
     "saving": "transformers.PreTrainedModel.save_pretrained",
     "the record": "dualoptim_cli.job.recording.draw",
 }

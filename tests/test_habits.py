@@ -98,7 +98,7 @@ def test_h_is_help_everywhere(command: list[str], capsys: pytest.CaptureFixture[
         (["unlearn", "--recipe", "smoke", "--gate", "forget.rogueL <= 1"], "rougeL"),
         (["unlearn", "--recipe", "smoke", "--gate", "frget.rougeL <= 1"], "forget"),
         (["unlearn", "--recipe", "smoke", "--set", "optimizer.brigde=1"], "bridge"),
-        (["unlearn", "--recipe", "smoke", "--set", "optimizer.lr=1"], "optimizer"),
+        (["unlearn", "--recipe", "smoke", "--set", "optimzer.lr=1"], "optimizer"),
     ],
 )
 def test_a_slip_is_answered_with_what_was_meant(

@@ -13,6 +13,7 @@ from typing import Any
 from dualoptim_cli import text
 from dualoptim_cli.errors import UserError, did_you_mean
 from dualoptim_cli.evaluate.results import Score
+from dualoptim_cli.files import sync
 from dualoptim_cli.report.figures import BandPoint, Bands, Bars, Curves, Figure, HeatMap, Scatter
 
 SUFFIXES = (".png", ".svg", ".pdf")
@@ -105,6 +106,7 @@ def write(figure: Figure, path: Path, look: Look = Look()) -> None:
         sheet = draw(figure, look)
         try:
             sheet.savefig(partial, format=kind, metadata=metadata)
+            sync(partial)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
