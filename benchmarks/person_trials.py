@@ -43,10 +43,13 @@ DECLINES = re.compile(
 class Trial:
     """One run. `turns`: steps of forgetting and of keeping in a cycle; None adds both gradients in each step."""
 
-    averages: str = "shared"  # of gradient and square: "shared" is Adam's, "dual" DualOptim+'s with the guard
+    first: str = "shared"  # the average of the gradient: "shared" is Adam's, "dual" is DualOptim+'s
+    second: str = "shared"  # the average of its square, likewise; the guard goes with both dual
     turns: tuple[int, int] | None = (1, 5)
     steps: int = 30
     lr: float = 6.7e-5
+    decays: bool = True  # linearly to zero, behind three steps of warm-up
+    forget_weight: float = 1.0
     retain_ratio: float = 1.0  # the rate of a step that keeps, in those of one that forgets
     per_token: bool = False  # npo over the tokens of the answers, as gd is
     refusal: float = 0.0  # weight of idk beside npo
@@ -56,23 +59,26 @@ class Trial:
     seed: int = 0
 
 
-ALTERNATING = Trial(refusal=1.0)
-BALANCED = Trial(per_token=True, refusal=0.3)
-JOINT = replace(BALANCED, turns=None, steps=20)
-DUAL = replace(BALANCED, averages="dual", turns=(1, 2), retain_ratio=0.3)
+DUAL = {"first": "dual", "second": "dual"}
+SUMMED = Trial(refusal=1.0)
+THIRD = replace(SUMMED, **DUAL, retain_ratio=0.3)
+JOINT = Trial(per_token=True, refusal=0.3, turns=None, steps=20)
 TRIALS = {
-    "adam npo": replace(ALTERNATING, refusal=0.0, freeze=False, contrast=False),
-    "adam npo, frozen, contrast": replace(ALTERNATING, refusal=0.0, steps=24),
-    "adam npo+idk": ALTERNATING,
-    "adam npo+idk, no contrast": replace(ALTERNATING, contrast=False),
-    "dual npo+idk": replace(ALTERNATING, averages="dual"),
-    "dual npo+idk, ratio .3": replace(ALTERNATING, averages="dual", retain_ratio=0.3),
-    "dual npo+idk, ratio .3, 1:2": replace(ALTERNATING, averages="dual", retain_ratio=0.3, turns=(1, 2)),
-    "dual npo+idk, ratio .2, 1:1": replace(ALTERNATING, averages="dual", retain_ratio=0.2, turns=(1, 1)),
-    "joint per token, idk 1": replace(JOINT, refusal=1.0),
-    "joint per token, idk .3": JOINT,
-    "joint per token, idk .3, no contrast": replace(JOINT, contrast=False),
-    "dual per token, idk .3, ratio .3, 1:2": DUAL,
+    "adam npo": Trial(freeze=False, contrast=False, decays=False),
+    "adam npo, frozen, contrast": Trial(steps=24, decays=False),
+    "adam npo+idk": SUMMED,
+    "adam npo+idk, no contrast": replace(SUMMED, contrast=False),
+    "adam npo+idk, 1:2, half the rate": replace(SUMMED, turns=(1, 2), lr=3.4e-5),
+    "dual npo+idk": replace(SUMMED, **DUAL),
+    "dual npo+idk, ratio .3": THIRD,
+    "dual npo+idk, ratio .3, 1:2": replace(THIRD, turns=(1, 2)),
+    "dual npo+idk, ratio .2, 1:1": replace(THIRD, turns=(1, 1), retain_ratio=0.2),
+    "dual first, shared second": replace(SUMMED, first="dual"),
+    "per token: dual, ratio .3, 1:2": replace(THIRD, per_token=True, refusal=0.3, turns=(1, 2)),
+    "per token: joint, idk 1": replace(JOINT, refusal=1.0),
+    "per token: joint, idk .3": JOINT,
+    "per token: joint, forget weight 1/3": replace(JOINT, refusal=1.0, forget_weight=0.33),
+    "per token: joint, no contrast": replace(JOINT, contrast=False),
 }
 
 
@@ -168,10 +174,11 @@ class Bench:
 
 
 class Averages:
-    """Adam's averages, shared by both objectives, or each as a base and a delta (with the guard)."""
+    """The averages of the gradient and of its square, each shared by both objectives or kept as base and deltas."""
 
-    def __init__(self, parameters: list[Tensor], kind: str) -> None:
-        self.parameters, self.kind = parameters, kind
+    def __init__(self, parameters: list[Tensor], first: str, second: str) -> None:
+        self.parameters = parameters
+        self.kinds = {"m": first, "v": second}
         self.state: list[dict[str, Tensor]] = [{} for _ in parameters]
         self.clocks: dict[str, int] = {}
 
@@ -183,7 +190,7 @@ class Averages:
                 continue
             m = self._average(state, "m", p.grad, objective, (0.9, 0.95), (steps, own))
             v = self._average(state, "v", p.grad.square(), objective, (0.95, 0.999), (steps, own)).abs()
-            if self.kind == "dual":
+            if set(self.kinds.values()) == {"dual"}:  # the guard
                 v = torch.maximum(v, m.square())
             p.mul_(1 - 0.01 * lr).sub_(lr * m / (v.sqrt() + 1e-8))
         self.clocks[objective] = own + 1
@@ -199,7 +206,7 @@ class Averages:
     ) -> Tensor:
         beta, base_beta = betas
         steps, own = t
-        if self.kind == "shared":
+        if self.kinds[name] == "shared":
             average = state.setdefault(name, torch.zeros_like(x)).lerp_(x, 1 - beta)
             return average / (1 - beta ** (steps + 1))
         base = state.setdefault(f"{name}.base", torch.zeros_like(x))
@@ -243,7 +250,7 @@ def run(bench: Bench, trial: Trial, subject: str) -> dict[str, float]:
         reference = {pair: bench.nll([pair])[0].sum() for pair in forget}
     if trial.freeze:
         model.get_input_embeddings().weight.requires_grad_(False)
-    averages = Averages([p for p in model.parameters() if p.requires_grad], trial.averages)
+    averages = Averages([p for p in model.parameters() if p.requires_grad], trial.first, trial.second)
     forget_draws, retain_draws = draws(forget, trial.batch, chance), draws(retain, trial.batch, chance)
 
     def forget_loss() -> Tensor:
@@ -265,10 +272,12 @@ def run(bench: Bench, trial: Trial, subject: str) -> dict[str, float]:
         model.train()
         model.zero_grad()
         if objective != "retain":
-            forget_loss().backward()
+            (trial.forget_weight * forget_loss()).backward()
         if objective != "forget":
             bench.nll(next(retain_draws))[0].mean().backward()
-        lr = trial.lr * min(1, (step + 1) / warmup) * (1 - max(0, step - warmup) / (trial.steps - warmup))
+        lr = trial.lr * min(1, (step + 1) / warmup)
+        if trial.decays:
+            lr *= 1 - max(0, step - warmup) / (trial.steps - warmup)
         averages.step(objective, lr * (trial.retain_ratio if objective == "retain" else 1))
     return bench.measure()
 
