@@ -128,7 +128,7 @@ def _square(state: Mapping[str, Any], key: str) -> float:
             sums.append(_weighed(code_errors(is_signed(key, state))[1], storage.piece(whole, start, stop)))
         else:
             x = part(state, key, start, stop)
-            sums.append(x.dot(x).double())
+            sums.append(x.square().sum().double())  # not dot: MKL's depends on where in memory x begins
     return float(torch.stack(sums).sum()) if sums else 0.0
 
 

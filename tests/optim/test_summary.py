@@ -85,6 +85,16 @@ def test_the_conflict_of_the_summary_is_that_of_the_panel(name, source):
     assert summarize_state(source(optimizer)).conflict() == measure_conflict(source(optimizer))
 
 
+def test_the_summary_does_not_depend_on_where_in_memory_the_state_lies():
+    optimizer = trained()
+    aligned = [one.tally.squares for one in summarize_state(optimizer).tensors]
+    for state in optimizer.state.values():
+        for key, value in state.items():
+            shifted = torch.empty(value.numel() + 1, dtype=value.dtype)[1:]  # 4 bytes on from where torch begins
+            state[key] = shifted.copy_(value.reshape(-1)).view(value.shape)
+    assert [one.tally.squares for one in summarize_state(optimizer).tensors] == aligned
+
+
 def test_layers_kinds_and_the_whole_are_sums_of_tensors():
     found = summarize_state(trained())
     assert list(found.by(lambda one: one.layer)) == ["embeddings", "0", "head", "1"]
