@@ -1,5 +1,6 @@
 # Everything runs in one environment, made on first use and again when what it is made of changes.
 PYTHON ?= python3
+WORKERS ?= 2
 BIN := .venv/bin
 READY := .venv/ready
 
@@ -17,7 +18,7 @@ demo: $(READY)
 	$(BIN)/dualopt unlearn --recipe demo --out runs/demo --force
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
