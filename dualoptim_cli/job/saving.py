@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +17,28 @@ from dualoptim_cli.train.pace import Pace
 from dualoptim_cli.train.standing import Standing
 
 
+@dataclass
 class Checkpoints:
-    """Saves the state of one run below `folder`.
+    """Saves the state of one run below `folder`, at its `pace`.
 
     `step` is that of the newest checkpoint, 0 without any. `sound` is the newest one from a time when no objective was
     about to collapse; with `spare_sound` it is kept beside the newest `keep`, so that the run can roll back to it.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        model: nn.Module,
-        optimizer: Optimizer,
-        identity: Mapping[str, Any],
-        *,
-        keep: int,
-        spare_sound: bool,
-        pace: Pace,
-        newest: checkpoint.Checkpoint | None,
-        on_event: OnEvent,
-    ) -> None:
-        sound = checkpoint.newest_sound(folder) if newest else None
-        self.step = newest.step if newest else 0
-        self.sound = sound.folder if sound else None
-        self._folder = folder
-        self._model = model
-        self._optimizer = optimizer
-        self._identity = identity
-        self._keep = keep
-        self._spare_sound = spare_sound
-        self._pace = pace
-        self._on_event = on_event
+    folder: Path
+    model: nn.Module
+    optimizer: Optimizer
+    identity: Mapping[str, Any]
+    keep: int
+    spare_sound: bool
+    pace: Pace
+    on_event: OnEvent
+    step: int = 0
+    sound: Path | None = None
 
     def due(self, step: int) -> bool:
         """Whether it is time to save after this step."""
-        return self._pace.due(step)
+        return self.pace.due(step)
 
     def save(self, standing: Standing, seals: Mapping[str, str]) -> None:
         """Save model and optimizer as they stand; older checkpoints than those to keep are removed.
@@ -59,13 +47,13 @@ class Checkpoints:
         """
         begun = time.perf_counter()
         path = checkpoint.save(
-            self._folder,
+            self.folder,
             standing,
-            self._model,
-            self._optimizer,
-            self._identity,
-            keep=self._keep,
-            spare={self.sound} if self.sound and self._spare_sound else set(),
+            self.model,
+            self.optimizer,
+            self.identity,
+            keep=self.keep,
+            spare={self.sound} if self.sound and self.spare_sound else set(),
             seals=seals,
         )
         self.step = standing.step
@@ -73,13 +61,13 @@ class Checkpoints:
             self.sound = path
         size = sum(file.stat().st_size for file in path.iterdir())
         seconds = time.perf_counter() - begun
-        self._pace.saved(seconds)
-        self._on_event(CheckpointSaved(standing.step, str(path), size, seconds))
+        self.pace.saved(seconds)
+        self.on_event(CheckpointSaved(standing.step, str(path), size, seconds))
 
     def roll_back(self) -> int | None:
         """Put the newest sound checkpoint back into model and optimizer; its step, or None where there is none."""
-        sound = checkpoint.newest_sound(self._folder)
+        sound = checkpoint.newest_sound(self.folder)
         if sound is None:
             return None
-        checkpoint.restore(sound, self._model, self._optimizer)
+        checkpoint.restore(sound, self.model, self.optimizer)
         return sound.step

@@ -87,6 +87,7 @@ class Training:
             for fault in search.passed_over:
                 on_event(Note(f"{fault} The run goes back to the one before.", "warning"))
             on_event(Note(f"Going on after step {saved.step}."))
+        sound = checkpoint.newest_sound(folder.checkpoints) if saved else None
         checkpoints = Checkpoints(
             folder.checkpoints,
             loaded.model,
@@ -95,8 +96,9 @@ class Training:
             keep=config.checkpoint.keep,
             spare_sound=config.schedule.on_collapse == "rollback",
             pace=Pace(config.checkpoint.every, expected=planned.needs.disk.checkpoint),
-            newest=saved,
             on_event=on_event,
+            step=saved.step if saved else 0,
+            sound=sound.folder if sound else None,
         )
         start = saved.standing if saved else Standing()
         log_code = str(saved.seals.get(folder.events.name)) if saved else None
