@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dualoptim_cli import strict_json
+
 if TYPE_CHECKING:
     from dualoptim_cli.model.merge import Merged
     from dualoptim_cli.record.manifest import File, Record
@@ -30,7 +32,7 @@ def _carry_record(folder: Path, merged: Merged) -> None:
     told = lineage.earlier(merged.adapters)
     mark = merged.adapters[-1] / lineage.MARK
     if told and mark.is_file():
-        marked = json.loads(mark.read_text(encoding="utf-8"))
+        marked = strict_json.parse(mark.read_bytes())
         marked |= {
             "model_digest": lineage.model_state(folder).digest,
             "earlier": [each.model_dump() for each in told[:-1]],

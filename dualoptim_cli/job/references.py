@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dualoptim_cli import strict_json
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.events import Note, OnEvent
 from dualoptim_cli.job.phases import phase
@@ -83,10 +84,10 @@ def write(path: Path, key: str, found: Mapping[str, Any]) -> None:
 def read(path: Path, key: str) -> dict[str, Any]:
     """References that were written under this key; nothing where there are none, or where they are damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = strict_json.parse(path.read_bytes())
         digest = found.pop("digest")
         tasks = found["tasks"] if found["key"] == key and _digest(found) == digest else {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
     return tasks if isinstance(tasks, dict) else {}
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from dualoptim_cli import strict_json
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.record.hashing import hash_files, model_files, whole
 from dualoptim_cli.record.ledger import DIGEST, SEAL, chain_breaks, digest_line, digest_of, own_key, read, read_bytes
@@ -58,7 +58,7 @@ def _told_by(folder: Path) -> list[Earlier]:
     if not path.is_file():
         return []
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = strict_json.parse(path.read_bytes())
         digest = model_state(folder).digest
         last = Earlier(
             run=told["run"],
@@ -68,7 +68,7 @@ def _told_by(folder: Path) -> list[Earlier]:
             unchanged=told["model_digest"] == digest,
         )
         before = [Earlier.model_validate(each) for each in told["earlier"]]
-    except (ValueError, KeyError, TypeError, ValidationError, RecursionError):
+    except (ValueError, KeyError, TypeError, ValidationError):
         return []
     record = _record_beside(folder, last.run)
     if record is None:
