@@ -103,6 +103,8 @@ def evaluate(
     results = ruler.attack(list(dict.fromkeys([*(brief.attacks or ()), *named])), loaded, examples, results)
     results = replace(results, sets={**results.sets, **harness(loaded)})
 
+    if before is not None:
+        ruler.warn_of_disagreements(before, results)
     judgments: tuple[Judgment, ...] = ()
     if brief.gates or (before is not None and _own_run(config) and config.eval.gates == "default"):
         judgments = ruler.judge(results, own_before or before)

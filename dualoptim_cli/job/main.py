@@ -9,7 +9,7 @@ from pathlib import Path
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.data import Examples
 from dualoptim_cli.errors import ExitCode, UserError
-from dualoptim_cli.evaluate.gates import check_measurable, keep_disagreements
+from dualoptim_cli.evaluate.gates import check_measurable
 from dualoptim_cli.evaluate.results import Results
 from dualoptim_cli.events import Event, Note, OnEvent
 from dualoptim_cli.files import disk_errors_as_user_error
@@ -106,8 +106,7 @@ def unlearn(
             after = ruler.measure(loaded, planned.examples, "Measuring after")
             after = ruler.attack(planned.attacks, loaded, planned.examples, after)
             judgments = ruler.judge(after, before)
-            for text in keep_disagreements(before, after, forget=opened.brief.forget):
-                on_event(Note(text, "warning"))
+            ruler.warn_of_disagreements(before, after)
             verdict = ruler.verdict(before, judgments)
             if trained.stopped:
                 verdict = f"{trained.stopped.message} {verdict}"

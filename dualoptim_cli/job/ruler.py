@@ -11,10 +11,10 @@ import torch
 from dualoptim_cli.data import Examples
 from dualoptim_cli.evaluate.attacks import attack
 from dualoptim_cli.evaluate.evaluator import measure
-from dualoptim_cli.evaluate.gates import Judgment, default_gates, judge
+from dualoptim_cli.evaluate.gates import Judgment, default_gates, judge, keep_disagreements
 from dualoptim_cli.evaluate.judges import Judge, load_entailment, load_similarity
 from dualoptim_cli.evaluate.results import Results, Sets
-from dualoptim_cli.events import OnEvent
+from dualoptim_cli.events import Note, OnEvent
 from dualoptim_cli.job.opening import Opened
 from dualoptim_cli.job.phases import phase
 from dualoptim_cli.model.load import Loaded, Located, load
@@ -124,6 +124,11 @@ class Ruler:
                 if knew or gate.path.partition(".")[0] not in forget:
                     gates.append(gate)
         return tuple(judge(gates, results, before=before, reference=self.reference))
+
+    def warn_of_disagreements(self, before: Results, after: Results) -> None:
+        """Warn of sets to keep whose likelihood and wording do not agree about what was kept."""
+        for text in keep_disagreements(before, after, forget=self.opened.brief.forget):
+            self.on_event(Note(text, "warning"))
 
     def knew(self, before: Results) -> bool | None:
         """Whether the model answered any of the rows to forget, or found their answers likely; None without any."""

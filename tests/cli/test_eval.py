@@ -114,6 +114,16 @@ def test_results_of_one_call_are_what_another_compares_with(dualopt: Any, town: 
     assert "Loading" not in unlike.err, "it is said before anything is measured"
 
 
+def test_likelihood_and_wording_that_disagree_about_what_was_kept_are_warned_of(dualopt: Any, town: Path) -> None:
+    dualopt(*asked(town, town / "model", "--rows", 5, "--out", "before.json", "--quiet"))
+    before = json.loads(Path("before.json").read_text())
+    assert "disagree" not in dualopt(*asked(town, town / "model", "--rows", 5, "--against", "before.json")).err
+    before["results"]["sets"]["retain"]["rougeL"]["value"] *= 2  # as if half of the wording had been lost since
+    Path("before.json").write_text(json.dumps(before))
+    warned = dualopt(*asked(town, town / "model", "--rows", 5, "--against", "before.json")).err
+    assert "retain: likelihood and wording disagree about what was kept" in " ".join(warned.split())
+
+
 def test_a_run_brings_its_data_its_before_and_its_gates(dualopt: Any, town: Path) -> None:
     gate = ("--gate", "retain.rougeL <= 0.01")
     ran = dualopt(
