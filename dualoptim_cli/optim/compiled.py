@@ -1,22 +1,23 @@
 """A function of rows of numbers, compiled by Inductor once for any number of rows.
 
-`torch.compile` would do the same, but looks its guards up at every call and passes through several wrappers:
-100 µs or more for each tensor of a model whose state has just swept the caches, against some 25 µs here. Nothing
-is looked up here but the kind of the arguments: their types, the constants and the number of threads.
+Nothing is looked up at a call but the kind of the arguments: their types, the constants and the number of threads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from dualoptim_cli.optim import storage
 
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
 ROWS = 12_288  # in the example that is compiled: enough for Inductor to share the work among threads
-UNCHECKED = {"assert_indirect_indexing": False}  # a code is a byte, its table has 256 entries
+UNCHECKED: dict[str, Any] = {"assert_indirect_indexing": False}  # a code is a byte, its table has 256 entries
 
 
 class Compiled:
@@ -60,8 +61,21 @@ def compile_for(function: Callable[..., Any], args: Any, constants: dict[str, An
         return () if result is None else (result,)
 
     examples: list[Any] = list(gather(example(args), [], [])[0])
-    graph = make_fx(flattened, tracing_mode="symbolic")(*examples)
-    compiled: Callable[..., Any] = torch._inductor.standalone_compile(
+    return compile_graph(make_fx(flattened, tracing_mode="symbolic")(*examples), examples)
+
+
+def compile_graph(graph: GraphModule, examples: list[Any]) -> Callable[..., Any]:
+    """Compile a traced graph for any number of rows.
+
+    Where a version of torch does not have the private function, `torch.compile` takes its place.
+    """
+    # Private, and used on purpose: torch.compile checks its guards and passes through several wrappers at every call,
+    # that is for each tensor. Measured (benchmarks/compile_ways.py, docs/optimizer.md), its step takes 10 to 15 % more
+    # with the 272 tensors of SmolLM2-135M, and no more with the 146 of Llama-3.2-1B, so large that a call is nothing.
+    standalone = getattr(torch._inductor, "standalone_compile", None)
+    if standalone is None:
+        return torch.compile(graph, dynamic=True, options=UNCHECKED)
+    compiled: Callable[..., Any] = standalone(
         graph, examples, dynamic_shapes="from_graph", options={"config_patches": UNCHECKED}
     )
     return compiled
