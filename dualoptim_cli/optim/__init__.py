@@ -10,13 +10,13 @@ from torch.optim import Optimizer
 
 from dualoptim_cli.errors import UserError, did_you_mean, raise_all
 from dualoptim_cli.optim import baselines, dual, front
-from dualoptim_cli.optim.conflict import Conflict, measure_conflict
 from dualoptim_cli.optim.dual import DualOptimizer, set_state_bits
 from dualoptim_cli.optim.entry import Entry
 from dualoptim_cli.optim.front import DualAdamW, DualMuon
+from dualoptim_cli.optim.inspect.conflict import Conflict, measure_conflict
+from dualoptim_cli.optim.inspect.summary import StateSummary, TensorSummary, summarize_state
 from dualoptim_cli.optim.partition import NamedParameters
 from dualoptim_cli.optim.settings import Settings
-from dualoptim_cli.optim.summary import StateSummary, TensorSummary, summarize_state
 from dualoptim_cli.optim.turns import set_objective
 
 __all__ = [

@@ -1,6 +1,6 @@
 """A path → the snapshots of an optimizer's state that lie there, and what they show as a figure or as plain data.
 
-The numbers are those of `optim.summary`, whether they were taken in the run, from a checkpoint or from a bare file.
+The numbers are those of `optim.inspect`, whether they were taken in the run, from a checkpoint or from a bare file.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 class Conflict(Protocol):
-    """What the loop needs of a conflict measurement (see `optim.conflict`)."""
+    """What the loop needs of a conflict measurement (see `optim.inspect`)."""
 
     @property
     def overall(self) -> float | None: ...

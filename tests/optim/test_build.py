@@ -8,7 +8,8 @@ from torch import nn
 
 from dualoptim_cli.config import OptimizerConfig
 from dualoptim_cli.errors import UserError
-from dualoptim_cli.optim import OPTIMIZERS, DualAdamW, DualOptimizer, Settings, build_optimizer, dual, tally
+from dualoptim_cli.optim import OPTIMIZERS, DualAdamW, DualOptimizer, Settings, build_optimizer, dual
+from dualoptim_cli.optim.inspect import tally
 
 
 def model():

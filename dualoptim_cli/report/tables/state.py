@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dualoptim_cli import text
-from dualoptim_cli.optim.summary import NO_SETTINGS
+from dualoptim_cli.optim.inspect.summary import NO_SETTINGS
 from dualoptim_cli.record.snapshot import Counts, Settings, Snapshot
 from dualoptim_cli.report.live.panel import AGREE, OPPOSE, QUIET
 from dualoptim_cli.report.state import States, value_at

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from dualoptim_cli.optim import DualAdamW, DualMuon, build_optimizer, measure_conflict, storage, summarize_state
+from dualoptim_cli.optim.inspect.summary import NO_DELTAS, TOO_EARLY
+from dualoptim_cli.optim.inspect.tally import code_errors
 from dualoptim_cli.optim.partition import kind_of, layer_of
-from dualoptim_cli.optim.summary import NO_DELTAS, TOO_EARLY
-from dualoptim_cli.optim.tally import code_errors
 
 NAMES = {
     "model.embed_tokens.weight": (40, 300),

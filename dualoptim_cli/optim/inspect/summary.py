@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from dualoptim_cli.optim.conflict import Conflict, Source, moments_of, owners_of, tensors
+from dualoptim_cli.optim.inspect.conflict import Conflict, Source, moments_of, owners_of, tensors
+from dualoptim_cli.optim.inspect.tally import Tally, tally
 from dualoptim_cli.optim.partition import kind_of, layer_of
-from dualoptim_cli.optim.tally import Tally, tally
 
 NO_DELTAS = "this optimizer keeps one average for all objectives, so it holds no directions to compare"
 TOO_EARLY = "not every objective has had a step yet"

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from dualoptim_cli.optim import storage
-from dualoptim_cli.optim.conflict import cosine, estimates, inner_products, moments_of, part, resting
 from dualoptim_cli.optim.dual import cell_of, eager_piece, is_signed, pieces
+from dualoptim_cli.optim.inspect.conflict import cosine, estimates, inner_products, moments_of, part, resting
 
 SAMPLED_PIECE = 1 << 12  # elements: small, so that a sample comes from many places of a tensor
 SAFE_SQUARES = (1e-25, 1e30)  # between them a sum of float32 squares is what it should be
