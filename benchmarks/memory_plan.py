@@ -24,6 +24,7 @@ from objective_memory import RandomRows, peak
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from dualoptim_cli.config import RunConfig
+from dualoptim_cli.job.brief import Brief
 from dualoptim_cli.model.load import Loaded
 from dualoptim_cli.model.lora import attach
 from dualoptim_cli.objectives.forward import build_task
@@ -130,10 +131,17 @@ def compare(
             config = config_of(changes)
             size = config.schedule.micro_batch_size
             assert isinstance(size, int)
-            rows = dict.fromkeys(config.objectives, config.schedule.batch_size)
-            longest, room = (length, length - round(PROMPT * length)), Room("cpu", 2**50)
             begun = time.perf_counter()
-            needs = find_needs(config, Path(folder), rows=rows, micro_batch=size, longest=longest, room=room)
+            needs = find_needs(
+                Brief.of(config).setup,
+                Path(folder),
+                turn=config.schedule.batch_size,
+                micro_batch=size,
+                shrinks=False,
+                longest=(length, length - round(PROMPT * length)),
+                checkpoints=2,
+                room=Room("cpu", 2**50),
+            )
             seconds = time.perf_counter() - begun
             yield name, needs.memory.peak, measured(config, Path(folder), length), seconds, needs
 

@@ -106,6 +106,11 @@ class OptimizerConfig(Section):
     compile: Auto | bool | None = None
     max_grad_norm: Positive | None = None
 
+    @property
+    def own(self) -> dict[str, Any]:
+        """The settings that are the optimizer's alone, as `build_optimizer` takes them."""
+        return self.model_dump(exclude={"name", "lr", "max_grad_norm"})
+
 
 class ScheduleConfig(Section):
     """How long, how much at a time, and how the rate moves."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 import torch
 
-from dualoptim_cli.config import OptimizerConfig, RunConfig
+from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import UserError, raise_all
 from dualoptim_cli.evaluate.attacks import choose_attacks
 from dualoptim_cli.evaluate.gates import Gate, Scope, check_scope, parse_gate
@@ -21,6 +22,7 @@ from dualoptim_cli.job.phases import collect
 from dualoptim_cli.model.lora import check_adapting
 from dualoptim_cli.objectives import Objective, check_objectives, forgotten
 from dualoptim_cli.optim import build_optimizer, find_optimizer
+from dualoptim_cli.plan.setup import Setup
 
 Role = Literal["forget", "keep", "unseen"]
 Suite = tuple[str, str]
@@ -44,8 +46,8 @@ class RowSet:
 class Brief:
     """What a job is to do, and with which rows.
 
-    `attacks` are those that the user chose, None where the choice is left to the plan. `judges` are the models that
-    rate continuations, by what they rate. `suites` are benchmarks that are measured beside the sets.
+    `attacks` are those that the user chose, None where the choice is left to the plan. `suites` are benchmarks that are
+    measured beside the sets. `adapter` is the folder of the one that training goes on with.
     """
 
     config: RunConfig
@@ -53,17 +55,23 @@ class Brief:
     gates: Sequence[Gate] = ()
     attacks: Sequence[str] | None = None
     suites: Sequence[Suite] = ()
+    adapter: Path | None = None
 
     @classmethod
     def of(cls, config: RunConfig) -> Brief:
         """The brief of an unlearning run; raises every fault that shows without its data and model, together."""
         faults: list[UserError] = []
         objectives: Mapping[str, Objective] = {}
+        adapter = None
         with collect(faults):
             objectives = check_objectives(config.objectives)
+            if all(objective.loss is None for objective in objectives.values()):
+                raise UserError(
+                    'Every objective has the loss "none", so nothing would be trained.', "Give one another loss."
+                )
         with collect(faults):
             probe = torch.zeros(2, 2, requires_grad=True)
-            build_optimizer(config.optimizer.name, [("probe", probe)], lr=1.0, **optimizer_settings(config.optimizer))
+            build_optimizer(config.optimizer.name, [("probe", probe)], lr=1.0, **config.optimizer.own)
             if config.schedule.mode == "joint" and not find_optimizer(config.optimizer.name).joint:
                 raise UserError(
                     'schedule.mode: "joint" takes one step on the summed losses, so '
@@ -88,10 +96,10 @@ class Brief:
         with collect(faults):
             brief.check_measures()
         with collect(faults):
-            check_adapting(config.model, config.lora)
+            adapter = check_adapting(config.model, config.lora)
         raise_all(faults)
         sets = {name: replace(rows, objective=objectives.get(name)) for name, rows in brief.sets.items()}
-        return replace(brief, sets=sets)
+        return replace(brief, sets=sets, adapter=adapter)
 
     @classmethod
     def to_measure(cls, config: RunConfig, suites: Sequence[Suite] = ()) -> Brief:
@@ -127,6 +135,27 @@ class Brief:
         return tuple(name for name, rows in self.sets.items() if rows.objective)
 
     @property
+    def turns(self) -> dict[str, int]:
+        """The objectives that train something, with the steps of their turns: a loss "none" would waste its own."""
+        turns = {}
+        for name, rows in self.sets.items():
+            if rows.objective and rows.objective.loss is not None:
+                turns[name] = self.config.objectives[name].steps
+        return turns
+
+    @property
+    def setup(self) -> Setup:
+        """How the model is trained, as far as it decides what a step holds in memory."""
+        config = self.config
+        objectives = {}
+        for name in self.turns:
+            objective = self.sets[name].objective
+            assert objective is not None, "only what has an objective takes turns"
+            objectives[name] = objective
+        joint = config.schedule.mode == "joint"
+        return Setup(config.model, config.lora, self.adapter, objectives, config.optimizer, joint)
+
+    @property
     def judges(self) -> Mapping[str, str]:
         """The models that rate continuations, by what they rate."""
         named = {"similarity": self.config.eval.similarity_model, "entailment": self.config.eval.entailment_model}
@@ -158,11 +187,6 @@ class Brief:
             hint = "Pass --forget FILE, or no --attacks."
             faults.append(UserError("Attacks bring back forget rows, and there are none.", hint))
         raise_all(faults)
-
-
-def optimizer_settings(config: OptimizerConfig) -> dict[str, Any]:
-    """The settings as `build_optimizer` takes them."""
-    return config.model_dump(exclude={"name", "lr", "max_grad_norm"})
 
 
 def _sets(config: RunConfig) -> dict[str, RowSet]:

@@ -15,10 +15,10 @@ from dualoptim_cli.events import Event, Note, OnEvent
 from dualoptim_cli.files import disk_errors_as_user_error
 from dualoptim_cli.job.brief import Brief
 from dualoptim_cli.job.identity import go_on, settings_of
-from dualoptim_cli.job.opening import Opened, open_inputs
+from dualoptim_cli.job.opening import open_inputs
 from dualoptim_cli.job.outcome import Outcome
 from dualoptim_cli.job.phases import phase, use_threads
-from dualoptim_cli.job.planning import plan
+from dualoptim_cli.job.planning import Planned, plan
 from dualoptim_cli.job.recording import Recording, record_run
 from dualoptim_cli.job.ruler import Ruler
 from dualoptim_cli.job.training import Training
@@ -68,7 +68,7 @@ def unlearn(
         for text in warnings(planned.needs):
             on_event(Note(text, "warning"))
         ruler = Ruler.of(opened, on_event)
-        loaded = _load(opened, on_event)
+        loaded = _load(planned, on_event)
 
         if not resume:  # only now is anything of an earlier run replaced: all that can be wrong with the input is past
             folder.begin(to_yaml(config))
@@ -132,14 +132,14 @@ def unlearn(
     return outcome
 
 
-def _load(opened: Opened, on_event: OnEvent) -> Loaded:
+def _load(planned: Planned, on_event: OnEvent) -> Loaded:
     """The model as it will be trained: with an adapter beside it, or with weights that can be trained themselves."""
-    config = opened.brief.config
+    config, opened = planned.brief.config, planned.opened
     how = config.model.model_dump(exclude={"name", "mixed_precision", "frozen_dtype", "frozen_device"})
     with phase("Loading the model", on_event):
-        loaded = load(opened.model, **how, keep_adapters=config.lora is not None)
+        loaded = load(opened.model, **how, tokenizer=planned.tokenizer, keep_adapters=config.lora is not None)
         if config.lora:
-            return attach(loaded, **config.lora.model_dump(), seed=config.seed)
+            return attach(loaded, **config.lora.model_dump() | {"adapter": planned.brief.adapter}, seed=config.seed)
         check_trainable(loaded)
         return loaded
 

@@ -16,7 +16,7 @@ from dualoptim_cli.events import Note, OnEvent
 from dualoptim_cli.job.brief import Brief, RowSet, role_of
 from dualoptim_cli.job.phases import collect, phase
 from dualoptim_cli.model.load import Located
-from dualoptim_cli.model.locate import locate, locate_adapter
+from dualoptim_cli.model.locate import locate
 from dualoptim_cli.objectives import check_rows
 from dualoptim_cli.recipes import telling_how_to_get
 
@@ -47,8 +47,8 @@ class Opened:
     @property
     def model_folders(self) -> list[Path]:
         """The folders that make up the model which a run begins with: the base's and those of adapters onto it."""
-        lora = self.brief.config.lora
-        return [*self.model.parts, *([locate_adapter(lora.adapter)] if lora and lora.adapter else [])]
+        adapter = self.brief.adapter
+        return [*self.model.parts, *([adapter] if adapter else [])]
 
     def encode(self, tokenizer: PreTrainedTokenizerFast, on_event: OnEvent = lambda _: None) -> dict[str, Examples]:
         """The records as examples of this tokenizer; each row is tokenized when it is first used."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dualoptim_cli.data import Examples, Schedule, draw_refusal
 from dualoptim_cli.data.faults import Faults
@@ -15,15 +15,15 @@ from dualoptim_cli.events import Note, OnEvent
 from dualoptim_cli.job.brief import Brief
 from dualoptim_cli.job.opening import Opened
 from dualoptim_cli.job.phases import collect, phase
+from dualoptim_cli.model.load import load_tokenizer
 from dualoptim_cli.objectives.forward import ANSWERS
-from dualoptim_cli.plan import Plan, plan_run
-from dualoptim_cli.plan.needs import Needs
+from dualoptim_cli.plan import Plan, plan_run, with_needs
+from dualoptim_cli.plan.disk import checkpoints_at_once
+from dualoptim_cli.plan.needs import Needs, find_needs
 from dualoptim_cli.plan.turns import make_schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
-
-    from dualoptim_cli.model.load import Located
 
 AT_ONCE = 1024  # rows a call of the tokenizer
 AFFORDABLE = 0.2  # of a run's passes: what attacks may take that the user did not choose
@@ -41,6 +41,7 @@ class Planned:
     opened: Opened
     plan: Plan
     needs: Needs
+    tokenizer: PreTrainedTokenizerFast
     examples: Mapping[str, Examples]
     schedule: Schedule
     sizes: Mapping[str, Sizes]
@@ -57,16 +58,27 @@ def plan(opened: Opened, *, out: Path | None, on_event: OnEvent) -> Planned:
 
     Needs the model's tokenizer and config.json alone, so it comes before the model is loaded.
     """
-    config, located = opened.brief.config, opened.model
-    examples = opened.encode(_tokenizer_of(located, config.model.trust_remote_code), on_event)
-    counts = {name: len(examples[name]) for name in config.objectives}
-    first = plan_run(config, counts, located.width)
-    schedule = make_schedule(config, examples, batch_size=first.batch_size)
+    brief, located = opened.brief, opened.model
+    config = brief.config
+    tokenizer = load_tokenizer(located, trust_remote_code=config.model.trust_remote_code)
+    examples = opened.encode(tokenizer, on_event)
+    turns = brief.turns
+    numbers = plan_run(
+        config.schedule,
+        turns,
+        {name: len(examples[name]) for name in turns},
+        located.width,
+        lr=config.optimizer.lr,
+        adapter=config.lora is not None,
+        probes=config.eval,
+        sets=len(brief.sets),
+    )
+    schedule = make_schedule(config.schedule, turns, examples, seed=config.seed)
     sizes: dict[str, Sizes] = {}
     faults: list[UserError] = []
     with phase("Tokenizing the rows", on_event):
         for name in schedule.turns:
-            rows = sorted(schedule.rows_used(name, first.steps))
+            rows = sorted(schedule.rows_used(name, numbers.steps))
             with collect(faults):
                 sizes[name] = _sizes(opened, name, examples[name], rows)
     raise_all(faults)
@@ -79,14 +91,20 @@ def plan(opened: Opened, *, out: Path | None, on_event: OnEvent) -> Planned:
             longest = max(longest, *(length for length, _ in answers))
             most_counted = max(most_counted, *(counted for _, counted in answers))
     with phase("Planning memory and disk", on_event):
-        whole = plan_run(config, counts, located.width, folder=located.folder, longest=(longest, most_counted), out=out)
-    attacks, why_none = plan_attacks(
-        opened.brief, whole, sum(len(opened.records[name]) for name in opened.brief.forget)
-    )
+        needs = find_needs(
+            brief.setup,
+            located.folder,
+            turn=max(schedule.rows_a_turn(name) for name in turns),
+            micro_batch=numbers.micro_batch,
+            shrinks=config.schedule.micro_batch_size == "auto",
+            longest=(longest, most_counted),
+            checkpoints=checkpoints_at_once(config.checkpoint, rolls_back=config.schedule.on_collapse == "rollback"),
+            out=out,
+        )
+    attacks, why_none = plan_attacks(brief, numbers, sum(len(opened.records[name]) for name in brief.forget))
     if why_none:
         on_event(Note(why_none))
-    assert whole.needs is not None, "a plan with the model's folder says what the run needs"
-    return Planned(opened, whole, whole.needs, examples, schedule, sizes, attacks)
+    return Planned(opened, with_needs(numbers, needs), needs, tokenizer, examples, schedule, sizes, attacks)
 
 
 def plan_attacks(brief: Brief, plan: Plan, forget_rows: int) -> tuple[list[str], str]:
@@ -112,20 +130,6 @@ def plan_attacks(brief: Brief, plan: Plan, forget_rows: int) -> tuple[list[str],
     )
 
 
-def _tokenizer_of(located: Located, trust_remote_code: bool) -> PreTrainedTokenizerFast:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            located.folder, local_files_only=True, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"The tokenizer of {located.name} cannot be loaded: {first}") from error
-    checked: PreTrainedTokenizerFast = tokenizer
-    return checked
-
-
 def _sizes(opened: Opened, name: str, examples: Examples, rows: Sequence[int]) -> Sizes:
     """How long each row is, with each answer that the objective reads to it.
 
@@ -134,8 +138,7 @@ def _sizes(opened: Opened, name: str, examples: Examples, rows: Sequence[int]) -
     objective = opened.brief.sets[name].objective
     assert objective is not None, "only what has an objective takes turns"
     kinds = [kind for kind in ANSWERS if kind in objective.needs] or ["answer"]
-    options = {**objective.options, **opened.brief.config.objectives[name].options}
-    all_tokens, skip_first = bool(options["all_tokens"]), int(options["skip_first"])
+    all_tokens, skip_first = bool(objective.options["all_tokens"]), int(objective.options["skip_first"])
     faults = Faults(examples.records.name)
     sizes: dict[int, tuple[tuple[int, int], ...]] = {}
     for start in range(0, len(rows), AT_ONCE):

@@ -38,7 +38,6 @@ def build_tasks(
             name,
             objective,
             planned.examples[name],
-            options=config.objectives[name].options,
             refusals=planned.opened.refusals,
             frozen=frozen,
             seed=config.seed,
@@ -58,7 +57,7 @@ def build_watches(planned: Planned, vocabulary: int, on_event: OnEvent) -> dict[
         objective = planned.brief.sets[name].objective
         assert objective is not None, "the objectives of a config have one each"
         if objective.scale:
-            lost = level(objective.scale, {**objective.options, **part.options}, vocabulary)
+            lost = level(objective.scale, objective.options, vocabulary)
             watches[name] = watch(lost, part.steps if config.schedule.mode == "alternate" else 1)
         elif part.loss in RETAIN and objective.loss is not None:
             on_event(Note(f"A collapse of {name} would go unseen: {part.loss} has no scale to tell it by."))

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from dualoptim_cli.distributed import PROCESSES
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.events import Event, Note, OnEvent
-from dualoptim_cli.job.brief import optimizer_settings
 from dualoptim_cli.job.identity import identity_of, name_rows
 from dualoptim_cli.job.planning import Planned
 from dualoptim_cli.job.probing import build_probe
@@ -206,7 +205,7 @@ class Training:
 
 def _build_optimizer(planned: Planned, model: nn.Module) -> Optimizer:
     config, lr = planned.brief.config, planned.plan.lr
-    settings = optimizer_settings(config.optimizer)
+    settings = config.optimizer.own
     of_run: dict[str, Any] = {"seed": config.seed, "objectives": tuple(planned.schedule.turns)}
     entry = find_optimizer(config.optimizer.name)
     settings |= {key: value for key, value in of_run.items() if key in entry.settings}

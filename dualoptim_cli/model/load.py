@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,12 +56,14 @@ def load(
     gradient_checkpointing: bool = False,
     freeze_embeddings: bool = False,
     trust_remote_code: bool = False,
+    tokenizer: PreTrainedTokenizerFast | None = None,
 ) -> Loaded:
     """Load model and tokenizer from a located folder, fetching a hub model's weights first.
 
     `dtype` "auto" is bfloat16 on CUDA and float32 elsewhere; `device` "auto" is CUDA where there is one. `load_in`
     "4bit" or "8bit" quantizes the base on the way. Adapters are added to the weights, in float32 and rounded once;
-    with `keep_adapters` or a quantized base they stay beside them, frozen.
+    with `keep_adapters` or a quantized base they stay beside them, frozen. A `tokenizer` that is loaded already is
+    taken as it is.
     """
     import torch
     from transformers.utils.logging import disable_progress_bar
@@ -76,7 +78,9 @@ def load(
     kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(dtype) or (
         torch.bfloat16 if where.type == "cuda" else torch.float32
     )
-    model, tokenizer = _read(folder, located.name, kind, where, load_in, trust_remote_code)
+    tokenizer = tokenizer or load_tokenizer(replace(located, folder=folder), trust_remote_code=trust_remote_code)
+    model = _read(folder, located.name, kind, where, load_in, trust_remote_code)
+    _check_vocabulary(model, tokenizer, located.name)
     if located.adapters and (keep_adapters or load_in is not None):
         model = put_beside(model, located.adapters)
     elif located.adapters:
@@ -90,12 +94,28 @@ def load(
     return Loaded(model, tokenizer, where, kind, located.base, located.revision, located.adapters)
 
 
+def load_tokenizer(located: Located, *, trust_remote_code: bool) -> PreTrainedTokenizerFast:
+    """Load the tokenizer of a located model."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            located.folder, local_files_only=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        hint = "A model with code of its own needs --trust-remote-code." if "remote_code" in str(error) else ""
+        raise UserError(f"The tokenizer of {located.name} cannot be loaded: {first}", hint) from error
+    checked: PreTrainedTokenizerFast = tokenizer
+    return checked
+
+
 def _read(
     folder: Path, name: str, dtype: torch.dtype, device: torch.device, load_in: str | None, trust_remote_code: bool
-) -> tuple[Any, Any]:
-    """The model and tokenizer of a folder, whole and fitting each other."""
+) -> Any:
+    """The model of a folder, whole."""
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     check_weights(folder)
     common = {"local_files_only": True, "trust_remote_code": trust_remote_code}
@@ -103,7 +123,6 @@ def _read(
     if load_in:
         how |= {"quantization_config": quantization(load_in, dtype, device), "device_map": {"": device}}
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, **common)
         found: Any = AutoModelForCausalLM.from_pretrained(folder, **how, **common)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if out_of_memory(error):
@@ -118,8 +137,7 @@ def _read(
     if load_in == "4bit":
         _keep_differentiable(model)
     _check_complete(report, name)
-    _check_vocabulary(model, tokenizer, name)
-    return model, tokenizer
+    return model
 
 
 def quantization(load_in: str, dtype: torch.dtype, device: torch.device) -> Any:

@@ -30,8 +30,11 @@ if TYPE_CHECKING:
 ALL_LINEAR = "all-linear"
 
 
-def check_adapting(model: ModelConfig, lora: LoraConfig | None) -> None:
-    """Raise every fault of a run's adapter and quantization settings that can be found without the model."""
+def check_adapting(model: ModelConfig, lora: LoraConfig | None) -> Path | None:
+    """The folder of the adapter that a run goes on with, if it does.
+
+    Raises every fault of adapter and quantization settings that can be found without the model.
+    """
     faults: list[UserError] = []
     if model.load_in:
         faults += cannot_quantize(model.load_in, model.device)
@@ -40,12 +43,14 @@ def check_adapting(model: ModelConfig, lora: LoraConfig | None) -> None:
                 f"--load-in-{model.load_in}: a quantized base cannot be trained itself, its codes have no gradient."
             )
             faults.append(UserError(reason, "Add --lora to train an adapter over it, or leave the flag out."))
+    folder = None
     if lora and lora.adapter:
         try:
-            locate_adapter(lora.adapter)
+            folder = locate_adapter(lora.adapter)
         except UserError as fault:
             faults.append(fault)
     raise_all(faults)
+    return folder
 
 
 def attach(
@@ -55,13 +60,13 @@ def attach(
     alpha: float = 32.0,
     dropout: float = 0.05,
     target: str | Sequence[str] = ALL_LINEAR,
-    adapter: str | None = None,
+    adapter: Path | None = None,
     seed: int = 0,
 ) -> Loaded:
     """Put an adapter beside a model and let nothing else be trained.
 
     A new one has the rank, alpha and targets given and begins as no change at all, drawn from `seed`. With
-    `adapter` (an adapter's or a run's folder) that one is continued, and brings its own. Its weights are float32.
+    the folder of an `adapter` that one is continued, and brings its own. Its weights are float32.
     """
     import torch
 
@@ -72,12 +77,11 @@ def attach(
     with torch.random.fork_rng(devices=[]), silence_peft():
         torch.manual_seed(seed)
         if adapter:
-            folder = locate_adapter(adapter)
-            _refuse_twice(folder, contained, adapter)
-            found = read_adapter(folder)
+            found = read_adapter(adapter)
+            _refuse_twice(adapter, contained)
             model = add(model, BEFORE, peft_settings(found, dropout=0.0), found)
             model = add(model, TRAINED, peft_settings(found, dropout=dropout), found)
-            contained = (*contained, folder)
+            contained = (*contained, adapter)
         else:
             names = find_targets(model, target)
             model = add(model, TRAINED, _new_settings(rank, alpha, dropout, names, model))
@@ -162,8 +166,8 @@ def _is_turned(model: nn.Module) -> bool:
     return any(isinstance(module, Conv1D) for module in model.modules())
 
 
-def _refuse_twice(folder: Path, parts: Sequence[Path], name: str) -> None:
+def _refuse_twice(adapter: Path, parts: Sequence[Path]) -> None:
     """Refuse to continue an adapter that the model has already: it would count twice."""
-    if digest(folder) in {one for part in parts for one in (digest(part), *contained_in(part))}:
+    if digest(adapter) in {one for part in parts for one in (digest(part), *contained_in(part))}:
         hint = "To go on with it, give its base with --model; to put a new one on top, leave --adapter out."
-        raise UserError(f"{name} is already a part of the model.", hint)
+        raise UserError(f"{adapter} is already a part of the model.", hint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import inf, isfinite
 from typing import Any, Literal
 
@@ -52,6 +52,15 @@ class Objective:
         if self.loss is None:
             return {}
         return {**self.defaults, **COUNTING, **self.settings}
+
+    def with_options(self, options: Mapping[str, float]) -> Objective:
+        """The same, with the user's `options` in the place of the defaults."""
+        settings = {**COUNTING, **self.settings}
+        return replace(
+            self,
+            defaults={option: options.get(option, value) for option, value in self.defaults.items()},
+            settings={option: options.get(option, value) for option, value in settings.items()},
+        )
 
     @property
     def compares_whole(self) -> bool:
@@ -180,8 +189,9 @@ def find_objective(name: str, loss: str) -> Objective:
 
 
 def check_objectives(objectives: Mapping[str, ObjectiveConfig]) -> dict[str, Objective]:
-    """The objective of each part; unknown losses, impossible options and meaningless pairs are refused together.
+    """The objective of each part, with its options.
 
+    Unknown losses, impossible options and meaningless pairs are refused together.
     Looks at nothing but names and numbers, and loads nothing, so it can run first.
     """
     chosen: dict[str, Objective] = {}
@@ -194,7 +204,7 @@ def check_objectives(objectives: Mapping[str, ObjectiveConfig]) -> dict[str, Obj
         else:
             faults += _option_faults(name, part.loss, chosen[name], part.options)
     raise_all(faults + _pair_faults(objectives))
-    return chosen
+    return {name: objective.with_options(objectives[name].options) for name, objective in chosen.items()}
 
 
 def check_rows(name: str, loss: str, kind: str) -> None:
@@ -218,12 +228,6 @@ def forgotten(objectives: Mapping[str, ObjectiveConfig]) -> tuple[str, ...]:
         if name == "forget" or (name != "retain" and part.loss in FORGET):
             names.append(name)
     return tuple(names)
-
-
-def keeps_copy(objectives: Mapping[str, ObjectiveConfig], *, adapters: bool) -> bool:
-    """Whether a run holds a frozen copy of its model: for `kl`, `undial` and `rmu-retain`, unless adapters are
-    trained, which are switched off instead."""
-    return not adapters and any(find_objective(name, part.loss).compares_whole for name, part in objectives.items())
 
 
 def _list(choices: Mapping[str, Objective]) -> str:

@@ -52,7 +52,6 @@ class Task:
         objective: Objective,
         examples: Examples,
         *,
-        options: Mapping[str, float],
         refusals: Sequence[str],
         frozen: Frozen,
         seed: int,
@@ -61,8 +60,8 @@ class Task:
         self.kinds = [kind for kind in ANSWERS if kind in objective.needs] or ["answer"]
         self._objective = objective
         self._examples = examples
-        self._options = {key: options.get(key, value) for key, value in objective.defaults.items()}
-        self._settings = {key: options.get(key, value) for key, value in {**COUNTING, **objective.settings}.items()}
+        self._options = objective.defaults
+        self._settings = {**COUNTING, **objective.settings}
         self._refusals = refusals
         self._frozen = frozen
         self._seed = seed
@@ -294,12 +293,11 @@ def build_task(
     that share `frozen` share one copy of the model. `seed` is for what is drawn: which refusal a row gets,
     alternatives, and rmu's direction.
     """
-    objective = find_objective(name, loss)
+    objective = find_objective(name, loss).with_options(options or {})
     return Task(
         name,
         objective,
         examples,
-        options=options or {},
         refusals=refusals or objective.refusals or REFUSALS,
         frozen=frozen or Frozen(),
         seed=seed,

@@ -12,18 +12,17 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from dualoptim_cli.config import RunConfig
+from dualoptim_cli.config import LoraConfig
 from dualoptim_cli.errors import UserError
-from dualoptim_cli.model.adapter import read_adapter
+from dualoptim_cli.model.adapter import check_adapter
 from dualoptim_cli.model.apply import freeze_embeddings
 from dualoptim_cli.model.load import Loaded
-from dualoptim_cli.model.locate import locate_adapter
 from dualoptim_cli.model.lora import attach
-from dualoptim_cli.objectives import keeps_copy
-from dualoptim_cli.objectives.forward import build_task, train_only_asked
+from dualoptim_cli.objectives.forward import Task, train_only_asked
 from dualoptim_cli.objectives.heads import causal_lm
+from dualoptim_cli.objectives.reference import Frozen
 from dualoptim_cli.optim import build_optimizer
-from dualoptim_cli.plan.choices import taking_turns
+from dualoptim_cli.plan.setup import Setup
 
 FLOAT = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 BITS = {"4bit": 4, "8bit": 8}
@@ -57,27 +56,26 @@ class Blueprint:
     largest_packed: int
 
 
-def draw(config: RunConfig, folder: Path, *, device: str) -> Blueprint:
+def draw(setup: Setup, folder: Path, *, device: str) -> Blueprint:
     """Build a model's blueprint from its folder's config.json alone.
 
     `device` is where it will be, cpu or cuda: "auto" precision depends on it. Raises UserError where transformers
     knows no such model.
     """
-    dtype = FLOAT.get(config.model.dtype) or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
+    dtype = FLOAT.get(setup.model.dtype) or (torch.bfloat16 if device.startswith("cuda") else torch.float32)
     with torch.device("meta"):
-        model = _build(config, folder, dtype)
+        model = _build(setup, folder, dtype)
         base = [*model.parameters()]
-        packed = list(_quantized(model)) if config.model.load_in else []
-        if config.model.load_in:
+        packed = list(_quantized(model)) if setup.model.load_in else []
+        if setup.model.load_in:
             for weight in base:
                 weight.requires_grad_(False)
-        model = _treated(config, model, _rank(config))
+        model = _treated(setup, model)
         trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     sizes = {id(p): _bytes(p) for p in model.parameters()}
-    bits = BITS.get(config.model.load_in or "", 0)
+    bits = BITS.get(setup.model.load_in or "", 0)
     packed_bytes = sum(p.numel() for p in packed) * bits // 8
-    copied = FLOAT.get(config.model.frozen_dtype) or dtype
-    has_copy = keeps_copy(config.objectives, adapters=config.lora is not None)
+    copied = FLOAT.get(setup.model.frozen_dtype) or dtype
     trained_bytes = sum(_bytes(p) for _, p in trained)
     return Blueprint(
         model=model,
@@ -87,9 +85,9 @@ def draw(config: RunConfig, folder: Path, *, device: str) -> Blueprint:
         weights=sum(sizes.values()) - sum(_bytes(p) for p in packed) + packed_bytes + sum(map(_bytes, model.buffers())),
         constants=sum(_constants(p, bits) for p in packed),
         trained=trained_bytes,
-        state=state_by_kind(config, trained),
-        copy=sum(p.numel() for p in base) * copied.itemsize if has_copy else 0,
-        saved=trained_bytes if config.lora else sum(map(_bytes, base)),
+        state=state_by_kind(setup, trained),
+        copy=sum(p.numel() for p in base) * copied.itemsize if setup.keeps_copy else 0,
+        saved=trained_bytes if setup.lora else sum(map(_bytes, base)),
         largest=max((p.numel() for _, p in trained), default=0),
         largest_packed=max((p.numel() for p in packed), default=0),
     )
@@ -99,42 +97,40 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _build(config: RunConfig, folder: Path, dtype: torch.dtype) -> nn.Module:
-    trust = config.model.trust_remote_code
+def _build(setup: Setup, folder: Path, dtype: torch.dtype) -> nn.Module:
+    trust = setup.model.trust_remote_code
     try:
         described = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
         make: Any = AutoModelForCausalLM.from_config
         model: nn.Module = make(described, dtype=dtype, trust_remote_code=trust)
     except (OSError, ValueError, KeyError, ImportError) as error:
         first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{config.model.name}: config.json makes no model: {first}") from error
+        raise UserError(f"{setup.model.name}: config.json makes no model: {first}") from error
     return model.train()
 
 
-def _treated(config: RunConfig, model: nn.Module, rank: int) -> nn.Module:
+def _treated(setup: Setup, model: nn.Module) -> nn.Module:
     """The model as it is trained: with adapters, with only some layers, with activations computed twice."""
-    if config.model.freeze_embeddings:
+    if setup.model.freeze_embeddings:
         freeze_embeddings(model)
-    if config.model.gradient_checkpointing:
+    if setup.model.gradient_checkpointing:
         enable: Any = model.activation_checkpointing_enable
         enable({"use_reentrant": False})
-    if config.lora:
-        asked = config.lora.model_dump(exclude={"adapter"}) | {"rank": rank}
+    if setup.lora:
+        asked = setup.lora.model_dump(exclude={"adapter"}) | {"rank": _rank(setup.lora, setup.adapter)}
         nowhere: Any = None
         model = attach(Loaded(cast(Any, model), nowhere, torch.device("meta"), torch.float32), **asked).model
     rows: Any = None  # which layers are trained is a matter of names, not of rows
-    parts = config.objectives.items()
-    train_only_asked(model, [build_task(name, part.loss, rows, options=part.options) for name, part in parts])
+    tasks = []
+    for name, objective in setup.objectives.items():
+        tasks.append(Task(name, objective, rows, refusals=(), frozen=Frozen(), seed=0))
+    train_only_asked(model, tasks)
     return model
 
 
-def _rank(config: RunConfig) -> int:
+def _rank(lora: LoraConfig, adapter: Path | None) -> int:
     """The rank of the adapter that is trained: that of the one it goes on with, where there is one."""
-    if config.lora is None:
-        return 0
-    if config.lora.adapter is None:
-        return config.lora.rank
-    return int(read_adapter(locate_adapter(config.lora.adapter)).settings["r"])
+    return lora.rank if adapter is None else int(check_adapter(adapter)["r"])
 
 
 def _quantized(model: nn.Module) -> Iterator[Tensor]:
@@ -153,18 +149,14 @@ def _constants(weight: Tensor, bits: int) -> int:
     return scales + 4 * -(-scales // NF4_OUTER) + NF4_TABLES
 
 
-def state_bytes(config: RunConfig, named: Iterable[tuple[str, Tensor]]) -> int:
-    """Bytes of the optimizer's state once every objective has had a turn."""
-    return sum(state_by_kind(config, named).values())
+def state_by_kind(setup: Setup, named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+    """Bytes of the optimizer's state by kind of number, once every objective has had a turn.
 
-
-def state_by_kind(config: RunConfig, named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
-    """The same by kind of number: the optimizer's own cells, made on the meta device for every tensor and objective."""
+    They are the optimizer's own cells, made on the meta device.
+    """
     trained = [(name, torch.empty_like(p, device="meta", requires_grad=True)) for name, p in named if p.requires_grad]
-    asked = config.optimizer
-    settings = asked.model_dump(exclude={"name", "lr", "max_grad_norm"})
-    optimizer: Any = build_optimizer(asked.name, trained, lr=1.0, **settings)
-    return _sized(optimizer.blank_state(taking_turns(config)))
+    optimizer: Any = build_optimizer(setup.optimizer.name, trained, lr=1.0, **setup.optimizer.own)
+    return _sized(optimizer.blank_state(setup.objectives))
 
 
 def _sized(cells: Iterable[tuple[str, Tensor]]) -> dict[str, int]:

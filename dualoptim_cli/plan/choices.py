@@ -6,8 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dualoptim_cli.config import RunConfig
-from dualoptim_cli.errors import UserError
+from dualoptim_cli.config import ScheduleConfig
 
 PUBLISHED_LR = 1e-5  # DualOptim+, full-parameter training
 PUBLISHED_WIDTH = 2048  # Phi-1.5, the narrowest model of the published runs
@@ -35,17 +34,6 @@ class Choice:
         return f"{self.setting} {self.value:.4g}: {self.why}"
 
 
-def taking_turns(config: RunConfig) -> dict[str, int]:
-    """The objectives that train something, with the steps of their turns: a loss "none" would waste its own."""
-    from dualoptim_cli.objectives import find_objective
-
-    parts = config.objectives.items()
-    turns = {name: part.steps for name, part in parts if find_objective(name, part.loss).loss is not None}
-    if not turns:
-        raise UserError('Every objective has the loss "none", so nothing would be trained.', "Give one another loss.")
-    return turns
-
-
 def auto_lr(width: int, *, adapter: bool = False) -> Choice:
     """The published rate from a width of 2048 on; narrower, (2048 / width)^1.5 times as much, but at most 3.5e-4.
 
@@ -64,12 +52,14 @@ def auto_lr(width: int, *, adapter: bool = False) -> Choice:
     return Choice("optimizer.lr", lr, why)
 
 
-def auto_steps(config: RunConfig, sizes: Mapping[str, int]) -> Choice:
-    """Enough steps for some passes over the first objective's rows (the forget set), within bounds."""
-    turns_of = taking_turns(config)
+def auto_steps(schedule: ScheduleConfig, turns_of: Mapping[str, int], sizes: Mapping[str, int]) -> Choice:
+    """Enough steps for some passes over the first objective's rows (the forget set), within bounds.
+
+    `turns_of` are the steps of each objective in a cycle, `sizes` its rows.
+    """
     first = next(iter(turns_of))
-    cycle = 1 if config.schedule.mode == "joint" else sum(turns_of.values()) / turns_of[first]
-    rows = min(config.schedule.batch_size, sizes[first])
+    cycle = 1 if schedule.mode == "joint" else sum(turns_of.values()) / turns_of[first]
+    rows = min(schedule.batch_size, sizes[first])
     wanted = math.ceil(FORGET_PASSES * sizes[first] / rows)
     turns = min(max(wanted, FEWEST_TURNS), MOST_TURNS)
     steps = math.ceil(turns * cycle)
@@ -79,12 +69,10 @@ def auto_steps(config: RunConfig, sizes: Mapping[str, int]) -> Choice:
     return Choice("schedule.steps", steps, why)
 
 
-def auto_probe_rows(config: RunConfig, steps: int, sets: int) -> Choice:
+def auto_probe_rows(steps: int, batch_size: int, *, every: int, sets: int) -> Choice:
     """As many rows of each set as let the probes take a tenth of the run's passes, within bounds."""
-    every = config.eval.every
-    assert every is not None
     probes = math.ceil(steps / every)
-    training = PASSES_A_STEP * config.schedule.batch_size * steps
+    training = PASSES_A_STEP * batch_size * steps
     rows = int(PROBE_SHARE * training / (probes * sets))
     rows = min(max(rows, FEWEST_PROBE_ROWS), MOST_PROBE_ROWS)
     share = probes * sets * rows / training

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dualoptim_cli.config import RunConfig
+from dualoptim_cli.config import CheckpointConfig
 from dualoptim_cli.plan.room import free_space
 from dualoptim_cli.train.checkpoint import bytes_needed
 
@@ -30,24 +30,26 @@ class Disk:
         return {**vars(self), "suffices": self.needed <= self.free}
 
 
-def plan_disk(config: RunConfig, *, trained: int, state: int, saved: int, out: Path) -> Disk:
-    """The disk that a run needs, given the bytes of trained weights, optimizer state, and what is left at the end."""
-    count = checkpoints_at_once(config)
+def plan_disk(*, trained: int, state: int, checkpoints: int, saved: int, leaves: str, out: Path) -> Disk:
+    """The disk that a run needs, given the bytes of trained weights, optimizer state, and what it `leaves` at the end.
+
+    `checkpoints` lie there together.
+    """
     return Disk(
         checkpoint=trained + state,
-        at_once=count,
+        at_once=checkpoints,
         left=saved,
-        leaves="adapter" if config.lora else "model",
-        needed=bytes_needed(trained, state, checkpoints=count, model=saved),
+        leaves=leaves,
+        needed=bytes_needed(trained, state, checkpoints=checkpoints, model=saved),
         free=free_space(out),
     )
 
 
-def checkpoints_at_once(config: RunConfig) -> int:
+def checkpoints_at_once(settings: CheckpointConfig, *, rolls_back: bool) -> int:
     """How many checkpoints lie on disk at a time: those kept, and one that is being written before an old one goes.
 
     Without regular ones, there is still the one that an interrupt leaves; a run that may roll back spares one more.
     """
-    if config.checkpoint.every == 0:
+    if settings.every == 0:
         return 1
-    return config.checkpoint.keep + 1 + (config.schedule.on_collapse == "rollback")
+    return settings.keep + 1 + rolls_back

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,17 +17,16 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dualoptim_cli.config import RunConfig
 from dualoptim_cli.data.batches import collate
 from dualoptim_cli.data.encode import Encoded
-from dualoptim_cli.objectives import Objective, find_objective
-from dualoptim_cli.objectives.forward import build_task
+from dualoptim_cli.objectives import Objective
+from dualoptim_cli.objectives.forward import Task
 from dualoptim_cli.objectives.heads import assume_halves, causal_lm
 from dualoptim_cli.objectives.reference import Frozen
 from dualoptim_cli.optim import find_optimizer
 from dualoptim_cli.plan.allocations import Allocations
 from dualoptim_cli.plan.blueprint import FLOAT, Blueprint
-from dualoptim_cli.plan.choices import taking_turns
+from dualoptim_cli.plan.setup import Setup
 from dualoptim_cli.train.gradient import Method
 
 PARTS = (
@@ -104,7 +103,7 @@ class Memory:
 
 
 def plan_memory(
-    config: RunConfig, blueprint: Blueprint, rows: Rows, *, method: Method, accumulates: bool, device: str
+    setup: Setup, blueprint: Blueprint, rows: Rows, *, method: Method, accumulates: bool, device: str
 ) -> Memory:
     """What a run's steps need on `device` when its micro-batches are as large as `rows`.
 
@@ -116,22 +115,22 @@ def plan_memory(
     passes: Parts = Counter()  # what all parts hold when the pass that holds most does
     unknown = ""
     try:
-        for name in _different_passes(config):
-            of_objective, at_peak = _passes(config, blueprint, name, rows, method=method, accumulates=accumulates)
+        for name in _different_passes(setup.objectives):
+            of_objective, at_peak = _passes(setup, blueprint, name, rows, method=method, accumulates=accumulates)
             highest |= of_objective
             passes = max(passes, at_peak, key=Counter.total)
     except (RuntimeError, NotImplementedError):  # so fake tensors refuse what depends on the numbers they lack
         highest, passes, unknown = Counter(), Counter({"gradients": gradients}), UNKNOWN
     highest["gradients"] = gradients
-    highest["workspace of the step"] = find_optimizer(config.optimizer.name).workspace(
+    highest["workspace of the step"] = find_optimizer(setup.optimizer.name).workspace(
         blueprint.largest, device.partition(":")[0]
     )
-    if config.model.load_in:  # one matrix at a time is unpacked to be multiplied with
+    if setup.model.load_in:  # one matrix at a time is unpacked to be multiplied with
         highest["unpacked weights"] = blueprint.largest_packed * _compute_size(blueprint)
         passes["unpacked weights"] = highest["unpacked weights"]
     step = Counter({part: highest[part] for part in ("gradients", "workspace of the step")})
     in_passes = passes.total() >= step.total()
-    here = config.model.frozen_device in ("auto", device)
+    here = setup.model.frozen_device in ("auto", device)
     return Memory(
         resting={
             "weights": blueprint.weights,
@@ -148,16 +147,15 @@ def plan_memory(
     )
 
 
-def _different_passes(config: RunConfig) -> list[str]:
-    """The objectives that are trained, but of those whose passes hold the same only one: each takes a second or so.
+def _different_passes(objectives: Mapping[str, Objective]) -> list[str]:
+    """The objectives, but of those whose passes hold the same only one: each takes a second or so.
 
     Arithmetic on likelihoods holds next to nothing, that on logits makes a difference.
     """
     names: dict[object, str] = {}
-    for name in taking_turns(config):
-        objective = find_objective(name, config.objectives[name].loss)
+    for name, objective in objectives.items():
         on_logits = objective.loss if "logits" in objective.needs else None
-        options = tuple(sorted(config.objectives[name].options.items()))
+        options = tuple(sorted(objective.settings.items()))
         names[objective.needs - LIKELIHOODS_NOTED, on_logits, options] = name
     return list(names.values())
 
@@ -167,16 +165,15 @@ def _compute_size(blueprint: Blueprint) -> int:
 
 
 def _passes(
-    config: RunConfig, blueprint: Blueprint, name: str, rows: Rows, *, method: Method, accumulates: bool
+    setup: Setup, blueprint: Blueprint, name: str, rows: Rows, *, method: Method, accumulates: bool
 ) -> tuple[Parts, Parts]:
     """What each part holds at most in one objective's passes, and what all hold when the whole holds most.
 
     All layers but a few are left out, and then extrapolated: each holds as much as the next.
     """
-    objective = find_objective(name, config.objectives[name].loss)
-    depth, depths = len(layers_of(blueprint.model)), _depths(blueprint.model, objective)
+    depth, depths = len(layers_of(blueprint.model)), _depths(blueprint.model, setup.objectives[name])
     runs = [
-        _run(config, blueprint.model, name, rows, layers=n, backward=method.backward, accumulates=accumulates)
+        _run(setup, blueprint.model, name, rows, layers=n, backward=method.backward, accumulates=accumulates)
         for n in depths
     ]
     highest, at_peak = runs[0]
@@ -205,23 +202,22 @@ def _extrapolated(counts: Sequence[Parts], depths: Sequence[int], depth: int) ->
 
 
 def _run(
-    config: RunConfig, model: nn.Module, name: str, rows: Rows, *, layers: int, backward: bool, accumulates: bool
+    setup: Setup, model: nn.Module, name: str, rows: Rows, *, layers: int, backward: bool, accumulates: bool
 ) -> tuple[Parts, Parts]:
     """Run an objective's own passes over one micro-batch on fake tensors, with the first layers alone."""
-    part = config.objectives[name]
-    objective = find_objective(name, part.loss)
+    objective = setup.objectives[name]
     vocabulary = causal_lm(model).config.get_text_config().vocab_size
 
     def part_of(tensor: Tensor) -> str:
         return "logits" if tensor.dim() > 1 and tensor.shape[-1] == vocabulary else "activations"
 
-    with FakeTensorMode(allow_non_fake_inputs=True), _as_trained(config):
+    with FakeTensorMode(allow_non_fake_inputs=True), _as_trained(setup.model.mixed_precision):
         model = _faked(model)
         if layers < len(layers_of(model)):
             del layers_of(model)[layers:]
-        frozen = Frozen(dtype=FLOAT.get(config.model.frozen_dtype))
+        frozen = Frozen(dtype=FLOAT.get(setup.model.frozen_dtype))
         no_examples: Any = None  # the task is given batches
-        task = build_task(name, part.loss, no_examples, options=part.options, frozen=frozen)
+        task = Task(name, objective, no_examples, refusals=(), frozen=frozen, seed=0)
         counted = min(rows.counted, rows.length - 1)
         row = task.counted(Encoded((0,) * rows.length, ((rows.length - counted, rows.length),)))
         batch = collate([row] * rows.rows, pad_id=0)
@@ -265,9 +261,9 @@ def _faked(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def _as_trained(config: RunConfig) -> Iterator[None]:
+def _as_trained(mixed_precision: str) -> Iterator[None]:
     """Mixed precision as the loop has it."""
-    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.model.mixed_precision)
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(mixed_precision)
     with torch.autocast("cpu", kind, enabled=kind is not None):
         yield
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dualoptim_cli.config import LoraConfig, RunConfig
+from dualoptim_cli.config import LoraConfig
 from dualoptim_cli.data import METHOD
 from dualoptim_cli.errors import ExitCode, UserError, raise_all
 from dualoptim_cli.optim import find_optimizer
 from dualoptim_cli.plan.blueprint import Blueprint, draw
-from dualoptim_cli.plan.choices import taking_turns
 from dualoptim_cli.plan.disk import Disk, plan_disk
 from dualoptim_cli.plan.memory import Memory, Rows, plan_memory
 from dualoptim_cli.plan.room import Room, room_of
+from dualoptim_cli.plan.setup import Setup
 from dualoptim_cli.text import size
 from dualoptim_cli.train.gradient import METHODS
 
@@ -63,81 +63,85 @@ class Needs:
 
 
 def find_needs(
-    config: RunConfig,
+    setup: Setup,
     folder: Path,
     *,
-    rows: Mapping[str, int],
+    turn: int,
     micro_batch: int,
-    longest: tuple[int, int] | None = None,
+    shrinks: bool,
+    longest: tuple[int, int],
+    checkpoints: int,
     out: Path | None = None,
     room: Room | None = None,
 ) -> Needs:
-    """What a run needs by its model's config.json, the `rows` a turn of each objective takes, and its longest row.
+    """What a run needs by its model's config.json, and whether there is as much.
 
-    A micro-batch that was left to us is halved until the plan fits `room`, the device's by default.
+    `turn` is the most rows that an objective takes at once, `longest` the tokens of the longest row and how many of
+    them can count, `checkpoints` how many lie on disk together, `out` where the run will write. A micro-batch that
+    `shrinks` is halved until the plan fits `room`, the device's by default. Raises UserError where the config.json
+    makes no model.
     """
-    room = room or room_of(config.model.device)
-    length, counted = longest or (config.data.max_length, config.data.max_length)
-    most = max(rows[name] for name in taking_turns(config))
+    room = room or room_of(setup.model.device)
 
-    def plan(config: RunConfig, micro: int, blueprint: Blueprint | None = None) -> tuple[Blueprint, Memory, Rows]:
-        blueprint = blueprint or draw(config, folder, device=room.device)
-        largest = Rows(min(micro, most), length, counted)
-        several = micro < most or (config.schedule.mode == "joint" and len(taking_turns(config)) > 1)
-        memory = plan_memory(
-            config, blueprint, largest, method=METHODS[METHOD], accumulates=several, device=room.device
-        )
+    def plan(setup: Setup, micro: int, blueprint: Blueprint | None = None) -> tuple[Blueprint, Memory, Rows]:
+        blueprint = blueprint or draw(setup, folder, device=room.device)
+        largest = Rows(min(micro, turn), *longest)
+        several = micro < turn or (setup.joint and len(setup.objectives) > 1)
+        memory = plan_memory(setup, blueprint, largest, method=METHODS[METHOD], accumulates=several, device=room.device)
         return blueprint, memory, largest
 
-    blueprint, memory, largest = plan(config, micro_batch)
-    while (
-        config.schedule.micro_batch_size == "auto"
-        and largest.rows > 1
-        and memory.peak > COMFORT * room.total
-        and memory.certain < room.total
-    ):
+    blueprint, memory, largest = plan(setup, micro_batch)
+    while shrinks and largest.rows > 1 and memory.peak > COMFORT * room.total and memory.certain < room.total:
         micro_batch = -(-largest.rows // 2)
-        blueprint, memory, largest = plan(config, micro_batch, blueprint)
+        blueprint, memory, largest = plan(setup, micro_batch, blueprint)
     advice = []
     if memory.peak > COMFORT * room.total:
         others = (
             (flags, plan(other, min(micro, micro_batch))[1])
-            for flags, other, micro in _ways_out(config, blueprint.dtype)
+            for flags, other, micro in _ways_out(setup, blueprint.dtype)
         )
         advice = [_describe(flags, other, room) for flags, other in others if other.peak < 0.95 * memory.peak]
-    trained, state = blueprint.trained, sum(blueprint.state.values())
-    disk = plan_disk(config, trained=trained, state=state, saved=blueprint.saved, out=out or Path("runs"))
+    disk = plan_disk(
+        trained=blueprint.trained,
+        state=sum(blueprint.state.values()),
+        checkpoints=checkpoints,
+        saved=blueprint.saved,
+        leaves="adapter" if setup.lora else "model",
+        out=out or Path("runs"),
+    )
     counts = blueprint.parameters, blueprint.trainable, blueprint.dtype
     return Needs(*counts, micro_batch, largest, memory, room, disk, tuple(advice))
 
 
-def _ways_out(config: RunConfig, dtype: str) -> Iterator[tuple[str, RunConfig, int]]:
+def _ways_out(setup: Setup, dtype: str) -> Iterator[tuple[str, Setup, int]]:
     """Settings that need less, each with its flags and a limit to the micro-batch; last, all of them together."""
     many = 2**31
     checkpointed = {"gradient_checkpointing": True}
     eight = {"state_bits": 8}
-    if not config.model.gradient_checkpointing:
-        yield "--gradient-checkpointing", _changed(config, model=checkpointed), many
-    yield "--micro-batch-size 1", config, 1
+    if not setup.model.gradient_checkpointing:
+        yield "--gradient-checkpointing", _changed(setup, model=checkpointed), many
+    yield "--micro-batch-size 1", setup, 1
     if dtype == "float32":
-        yield "--dtype bfloat16", _changed(config, model={"dtype": "bfloat16"}), many
-    if find_optimizer(config.optimizer.name).has_bits and config.optimizer.state_bits == 32:
-        yield "--8bit", _changed(config, optimizer=eight), many
-    if config.lora is None:
-        adapted = config.model_copy(update={"lora": LoraConfig()})
+        yield "--dtype bfloat16", _changed(setup, model={"dtype": "bfloat16"}), many
+    if find_optimizer(setup.optimizer.name).has_bits and setup.optimizer.state_bits == 32:
+        yield "--8bit", _changed(setup, optimizer=eight), many
+    if setup.lora is None:
+        adapted = replace(setup, lora=LoraConfig())
         yield "--lora", adapted, many
         yield "--lora --load-in-4bit", _changed(adapted, model={"load_in": "4bit"}), many
-    elif config.model.load_in is None:
-        yield "--load-in-4bit", _changed(config, model={"load_in": "4bit"}), many
-    least = _changed(config.model_copy(update={"lora": config.lora or LoraConfig()}), model=checkpointed)
-    if config.model.load_in is None:
+    elif setup.model.load_in is None:
+        yield "--load-in-4bit", _changed(setup, model={"load_in": "4bit"}), many
+    least = _changed(replace(setup, lora=setup.lora or LoraConfig()), model=checkpointed)
+    if setup.model.load_in is None:
         least = _changed(least, model={"load_in": "4bit"})
     yield "--lora --load-in-4bit --gradient-checkpointing --micro-batch-size 1", least, 1
 
 
-def _changed(config: RunConfig, **sections: Mapping[str, Any]) -> RunConfig:
-    made = {name: getattr(config, name).model_copy(update=changes) for name, changes in sections.items()}
-    return config.model_copy(update=made)
+def _changed(setup: Setup, **sections: Mapping[str, Any]) -> Setup:
+    made: dict[str, Any] = {}
+    for name, changes in sections.items():
+        made[name] = getattr(setup, name).model_copy(update=changes)
+    return replace(setup, **made)
 
 
 def _describe(flags: str, memory: Memory, room: Room) -> str:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dualoptim_cli.config import RunConfig
+from dualoptim_cli.config import EvalConfig, ScheduleConfig
 from dualoptim_cli.plan.choices import Choice, auto_lr, auto_micro_batch, auto_probe_rows, auto_steps
 
 if TYPE_CHECKING:
@@ -43,22 +42,22 @@ class Plan:
 
 
 def plan_run(
-    config: RunConfig,
+    schedule: ScheduleConfig,
+    turns: Mapping[str, int],
     sizes: Mapping[str, int],
     width: int,
     *,
-    folder: Path | None = None,
-    longest: tuple[int, int] | None = None,
-    out: Path | None = None,
+    lr: float | str,
+    adapter: bool,
+    probes: EvalConfig,
+    sets: int,
 ) -> Plan:
-    """Decide a run's numbers from its config, the rows of each objective and the model's hidden size.
+    """Decide a run's numbers: what its settings leave to us, from rows and from the model's hidden size (`width`).
 
-    With the model's `folder` (its config.json alone is read), the plan also says what the run needs and finds a
-    micro-batch that fits the device. `longest` are the tokens of the longest row and how many of them can count, by
-    default data.max_length of both; `out` is where the run will write. Raises UserError where the config.json makes
-    no model.
+    `turns` are the steps of each objective in a cycle, `sizes` its rows. `adapter`: one is trained instead of the
+    weights. `sets` is how many sets of rows are measured.
     """
-    schedule, choices = config.schedule, []
+    choices = []
 
     def settle(value: float | str, auto: Choice) -> float:
         if not isinstance(value, str):
@@ -66,31 +65,24 @@ def plan_run(
         choices.append(auto)
         return auto.value
 
-    steps = settle(schedule.steps, auto_steps(config, sizes))
-    lr = settle(config.optimizer.lr, auto_lr(width, adapter=config.lora is not None))
-    micro = settle(schedule.micro_batch_size, auto_micro_batch(schedule.batch_size, width))
+    steps = int(settle(schedule.steps, auto_steps(schedule, turns, sizes)))
+    lr = settle(lr, auto_lr(width, adapter=adapter))
+    micro = int(settle(schedule.micro_batch_size, auto_micro_batch(schedule.batch_size, width)))
     probe_rows = 0
-    if config.eval.every is not None:
-        measured_only = [source for source in (config.data.holdout, config.data.unseen) if source]
-        auto = auto_probe_rows(config, int(steps), len(sizes) + len(measured_only))
-        probe_rows = int(settle(config.eval.probe_rows, auto))
-    micro_batch = min(int(micro), schedule.batch_size)
-    plan = Plan(int(steps), lr, schedule.batch_size, micro_batch, tuple(choices), probe_rows=probe_rows)
-    if folder is None:
-        return plan
-    from dualoptim_cli.plan.needs import find_needs
-
-    rows = {name: min(schedule.batch_size, size) for name, size in sizes.items()}
-    needs = find_needs(config, folder, rows=rows, micro_batch=plan.micro_batch, longest=longest, out=out)
-    return replace(_with_micro_batch(plan, needs.micro_batch), needs=needs)
+    if probes.every is not None:
+        auto = auto_probe_rows(steps, schedule.batch_size, every=probes.every, sets=sets)
+        probe_rows = int(settle(probes.probe_rows, auto))
+    micro_batch = min(micro, schedule.batch_size)
+    return Plan(steps, lr, schedule.batch_size, micro_batch, tuple(choices), probe_rows=probe_rows)
 
 
-def _with_micro_batch(plan: Plan, rows: int) -> Plan:
-    """The plan with fewer rows at once, and the choice that says so."""
-    if rows == plan.micro_batch:
-        return plan
-    choices = tuple(
-        Choice(choice.setting, rows, "what fits the device's memory") if "micro_batch" in choice.setting else choice
-        for choice in plan.choices
-    )
-    return replace(plan, micro_batch=rows, choices=choices)
+def with_needs(plan: Plan, needs: Needs) -> Plan:
+    """The plan with what the run needs, and with the micro-batch that fits."""
+    if needs.micro_batch == plan.micro_batch:
+        return replace(plan, needs=needs)
+    choices = []
+    for choice in plan.choices:
+        if choice.setting == "schedule.micro_batch_size":
+            choice = Choice(choice.setting, needs.micro_batch, "what fits the device's memory")
+        choices.append(choice)
+    return replace(plan, micro_batch=needs.micro_batch, choices=tuple(choices), needs=needs)

@@ -1,33 +1,33 @@
-"""A run's schedule, from its config and its examples."""
+"""A run's schedule, from its settings and its examples."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from dualoptim_cli.config import RunConfig
-from dualoptim_cli.plan.choices import taking_turns
+from dualoptim_cli.config import ScheduleConfig
 
 if TYPE_CHECKING:
     from dualoptim_cli.data import Examples, Schedule
 
 
-def make_schedule(config: RunConfig, examples: Mapping[str, Examples], *, batch_size: int) -> Schedule:
-    """Whose turn it is at each step and on which rows, the longest first, of the objectives that train something.
+def make_schedule(
+    settings: ScheduleConfig, turns: Mapping[str, int], examples: Mapping[str, Examples], *, seed: int
+) -> Schedule:
+    """Whose turn it is at each step and on which rows, the longest first; `turns` are the steps of each in a cycle.
 
-    Joint steps are of all of them, whatever steps their turns would have.
+    Joint steps are of all objectives, whatever steps their turns would have.
     """
     from dualoptim_cli.data import Schedule
 
-    turns = taking_turns(config)
-    if config.schedule.mode == "joint":
+    if settings.mode == "joint":
         turns = dict.fromkeys(turns, 1)
     lengths = {name: examples[name].lengths for name in turns}
     return Schedule(
         {name: len(examples[name]) for name in turns},
         turns,
-        batch_size=batch_size,
-        seed=config.seed,
-        mode=config.schedule.mode,
+        batch_size=settings.batch_size,
+        seed=seed,
+        mode=settings.mode,
         lengths={name: each for name, each in lengths.items() if each is not None},
     )

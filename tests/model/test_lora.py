@@ -183,7 +183,7 @@ def test_a_stacked_run_saves_one_adapter_that_is_the_whole_of_both(first: Path, 
 
 def test_a_continued_adapter_begins_where_it_was_and_brings_its_own_shape(town: Path, first: Path) -> None:
     expected = says(opened(first, keep_adapters=True).model)
-    continued = attach(opened(town / "model"), rank=99, dropout=0.5, adapter=str(first))
+    continued = attach(opened(town / "model"), rank=99, dropout=0.5, adapter=locate_adapter(str(first)))
     torch.testing.assert_close(says(continued.model), expected)
     assert {w.shape[0] for n, w in continued.model.named_parameters() if w.requires_grad and "lora_A" in n} == {3}
     assert continued.model.peft_config["default"].lora_dropout == 0.5
@@ -192,13 +192,15 @@ def test_a_continued_adapter_begins_where_it_was_and_brings_its_own_shape(town: 
 
 def test_the_same_adapter_does_not_count_twice(first: Path) -> None:
     with pytest.raises(UserError, match="already a part of the model"):
-        attach(opened(first, keep_adapters=True), adapter=str(first))
+        attach(opened(first, keep_adapters=True), adapter=locate_adapter(str(first)))
 
 
 @pytest.mark.parametrize("way", ["new", "stacked", "continued"])
 def test_the_reference_is_the_model_before_this_run(way: str, town: Path, first: Path) -> None:
     start = first if way == "stacked" else town / "model"
-    loaded = attach(opened(start, keep_adapters=True), adapter=str(first) if way == "continued" else None)
+    loaded = attach(
+        opened(start, keep_adapters=True), adapter=locate_adapter(str(first)) if way == "continued" else None
+    )
     before = says(opened(town / "model" if way == "new" else first).model)
     trained(loaded)
     assert not torch.allclose(says(loaded.model), before, atol=0.05)
@@ -218,7 +220,7 @@ def test_objectives_compare_a_continued_adapter_with_itself_as_it_came(loss: str
     whole = tiny_llama()
     add_to_weights(whole, [tmp_path])
     losses = []
-    for model in (whole, adapted(adapter=str(tmp_path)).model):
+    for model in (whole, adapted(adapter=tmp_path).model):
         task = build_task("part", loss, letter_examples(), frozen=Frozen(), seed=3)
         task.prepare(model, [0, 1, 4])
         losses.append(float(task.loss(model, [0, 1, 4]).detach()))

@@ -177,7 +177,7 @@ def test_an_adapter_is_a_regular_file_of_its_folder(town: Path, tmp_path: Path) 
     acts: list[Callable[[], object]] = [
         lambda: read_adapter(made),
         lambda: load(locate(str(made)), device="cpu"),
-        lambda: attach(load(locate(str(town / "model")), device="cpu"), adapter=str(made)),
+        lambda: attach(load(locate(str(town / "model")), device="cpu"), adapter=made),
         lambda: merge([str(made)], tmp_path / "out"),
     ]
     for act in acts:

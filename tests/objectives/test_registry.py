@@ -15,7 +15,6 @@ from dualoptim_cli.objectives import (
     check_objectives,
     check_rows,
     find_objective,
-    keeps_copy,
 )
 
 
@@ -105,10 +104,3 @@ def test_answers_cannot_be_replaced_in_plain_text(loss: str) -> None:
     with pytest.raises(UserError, match="plain text without questions"):
         check_rows("forget", loss, "text")
     check_rows("forget", loss, "question-answer")
-
-
-def test_a_copy_is_kept_only_for_whole_comparisons_and_not_beside_adapters() -> None:
-    parts = {"forget": asked("npo"), "retain": asked("gd")}
-    assert not keeps_copy(parts, adapters=False)
-    assert keeps_copy({**parts, "retain": asked("kl")}, adapters=False)
-    assert not keeps_copy({**parts, "retain": asked("kl")}, adapters=True)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import LlamaConfig
 
 from dualoptim_cli.config import RunConfig
+from dualoptim_cli.job.brief import Brief
+from dualoptim_cli.plan import Plan, plan_run
+from dualoptim_cli.plan.setup import Setup
 
 SEVEN_B = {  # what meta-llama/Llama-2-7b's conversion has in its config.json
     "vocab_size": 32_000,
@@ -36,3 +40,23 @@ def run_of(**sections: Any) -> RunConfig:
     model = {"name": "llama", "device": "cpu", "dtype": "bfloat16", **sections.pop("model", {})}
     schedule = {"batch_size": 4, "micro_batch_size": 2, **sections.pop("schedule", {})}
     return RunConfig.model_validate({"model": model, "objectives": objectives, "schedule": schedule, **sections})
+
+
+def setup_of(**sections: Any) -> Setup:
+    """What decides how much a step of such a run holds."""
+    return Brief.of(run_of(**sections)).setup
+
+
+def numbers_of(config: RunConfig, sizes: Mapping[str, int], width: int) -> Plan:
+    """The numbers of a run, with so many rows of each objective."""
+    brief = Brief.of(config)
+    return plan_run(
+        config.schedule,
+        brief.turns,
+        sizes,
+        width,
+        lr=config.optimizer.lr,
+        adapter=config.lora is not None,
+        probes=config.eval,
+        sets=len(brief.sets),
+    )

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from dualoptim_cli.config import RunConfig
-from dualoptim_cli.plan import FEWEST_TURNS, MOST_TURNS, auto_lr, plan_run
+from dualoptim_cli.plan import FEWEST_TURNS, MOST_TURNS, auto_lr
+from tests.plan.llama import numbers_of
 
 
 def config(**sections: object) -> RunConfig:
@@ -12,7 +13,7 @@ def config(**sections: object) -> RunConfig:
 
 
 def steps(forget: int, **sections: object) -> int:
-    return plan_run(config(**sections), {"forget": forget, "retain": 1000}, 192).steps
+    return numbers_of(config(**sections), {"forget": forget, "retain": 1000}, 192).steps
 
 
 @pytest.mark.parametrize("width", [2048, 4096, 0])
@@ -30,7 +31,7 @@ def test_narrower_models_train_at_higher_rates() -> None:
 def test_an_adapter_takes_ten_times_the_rate_of_the_weights() -> None:
     assert auto_lr(4096, adapter=True).value == 1e-4
     assert auto_lr(192, adapter=True).value == 3.5e-3
-    plan = plan_run(config(lora={}), {"forget": 200, "retain": 400}, 192)
+    plan = numbers_of(config(lora={}), {"forget": 200, "retain": 400}, 192)
     assert plan.lr == 3.5e-3
     assert "times 10 for an adapter" in str(plan.choices[1])
 
@@ -48,12 +49,12 @@ def test_joint_steps_count_once() -> None:
 
 def test_what_the_user_says_is_not_chosen_for_them() -> None:
     said = {"schedule": {"steps": 7, "micro_batch_size": 2}, "optimizer": {"lr": 0.5}}
-    plan = plan_run(config(**said), {"forget": 10, "retain": 10}, 192)
+    plan = numbers_of(config(**said), {"forget": 10, "retain": 10}, 192)
     assert (plan.steps, plan.micro_batch, plan.lr, plan.choices) == (7, 2, 0.5, ())
 
 
 def test_every_choice_says_why() -> None:
-    plan = plan_run(config(), {"forget": 200, "retain": 400}, 192)
+    plan = numbers_of(config(), {"forget": 200, "retain": 400}, 192)
     assert [choice.setting for choice in plan.choices] == [
         "schedule.steps",
         "optimizer.lr",
@@ -63,17 +64,17 @@ def test_every_choice_says_why() -> None:
 
 
 def test_no_micro_batch_is_larger_than_the_batch() -> None:
-    plan = plan_run(config(schedule={"batch_size": 4, "micro_batch_size": 64}), {"forget": 9, "retain": 9}, 64)
+    plan = numbers_of(config(schedule={"batch_size": 4, "micro_batch_size": 64}), {"forget": 9, "retain": 9}, 64)
     assert plan.micro_batch == 4
 
 
 def test_probes_take_a_tenth_of_the_passes_and_the_plan_says_so() -> None:
     sections = {"schedule": {"steps": 120, "batch_size": 8}, "eval": {"every": 20}, "data": {"holdout": "h"}}
-    plan = plan_run(config(**sections), {"forget": 200, "retain": 400}, 192)
+    plan = numbers_of(config(**sections), {"forget": 200, "retain": 400}, 192)
     assert plan.probe_rows == 16  # a tenth of 3 passes · 8 rows · 120 steps, in 6 probes of 3 sets
     assert str(plan.choices[-1]) == (
         "eval.probe_rows 16: rows of each of 3 sets, in 6 probes: about 10% of the passes of training"
     )
-    chosen = plan_run(config(eval={"every": 20, "probe_rows": 5}), {"forget": 200, "retain": 400}, 192)
+    chosen = numbers_of(config(eval={"every": 20, "probe_rows": 5}), {"forget": 200, "retain": 400}, 192)
     assert chosen.probe_rows == 5
-    assert plan_run(config(), {"forget": 200, "retain": 400}, 192).probe_rows == 0
+    assert numbers_of(config(), {"forget": 200, "retain": 400}, 192).probe_rows == 0

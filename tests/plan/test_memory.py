@@ -10,7 +10,7 @@ import pytest
 from dualoptim_cli.plan.blueprint import draw
 from dualoptim_cli.plan.memory import Memory, Rows, plan_memory
 from dualoptim_cli.train.gradient import METHODS, Method
-from tests.plan.llama import LITTLE, run_of, written
+from tests.plan.llama import LITTLE, setup_of, written
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import memory_plan
@@ -24,11 +24,11 @@ SUM = METHODS["sum"]
 def planned(
     folder: Path, layers: int, *, rows: int = 2, accumulates: bool = True, method: Method = SUM, **sections: Any
 ) -> Memory:
-    config = run_of(**sections)
+    setup = setup_of(**sections)
     where = written(folder / str(layers), **{**LITTLE, "num_hidden_layers": layers})
-    blueprint = draw(config, where, device="cpu")
+    blueprint = draw(setup, where, device="cpu")
     largest = Rows(rows, LENGTH, LENGTH)
-    return plan_memory(config, blueprint, largest, method=method, accumulates=accumulates, device="cpu")
+    return plan_memory(setup, blueprint, largest, method=method, accumulates=accumulates, device="cpu")
 
 
 def a_layer(folder: Path, **sections: Any) -> float:
@@ -87,8 +87,7 @@ def test_the_frozen_copy_is_counted_in_its_own_precision(
     tmp_path: Path, changes: dict[str, str], bytes_each: int
 ) -> None:
     memory = planned(tmp_path, 2, model=changes, objectives={"retain": {"data": "r", "loss": "kl"}})
-    config = run_of()
-    parameters = draw(config, tmp_path / "2", device="cpu").parameters
+    parameters = draw(setup_of(), tmp_path / "2", device="cpu").parameters
     assert memory.resting["reference copy"] == bytes_each * parameters
 
 
@@ -114,7 +113,7 @@ def test_a_loss_of_none_costs_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw-8bit", "dualoptim", "dualoptim+", "dualoptim+muon"])
 def test_every_optimizer_is_planned_by_its_own_state(tmp_path: Path, optimizer: str) -> None:
     memory = planned(tmp_path, 2, optimizer={"name": optimizer}, model={"dtype": "float32"})
-    parameters = draw(run_of(), tmp_path / "2", device="cpu").parameters
+    parameters = draw(setup_of(), tmp_path / "2", device="cpu").parameters
     expected = {"adamw": 8, "adamw-8bit": 2, "dualoptim": 16, "dualoptim+": 24}
     found = memory.resting["optimizer state"] / parameters
     assert expected.get(optimizer, 12) <= found <= expected.get(optimizer, 24) * 1.05
@@ -166,3 +165,10 @@ def test_the_plan_is_what_torch_allocates(case: memory_plan.Case) -> None:
     sizes = {**LITTLE, "num_hidden_layers": 5}
     ((_, foreseen, measured, _, _),) = memory_plan.compare((case,), sizes, 64)
     assert foreseen == pytest.approx(measured, rel=0.2)
+
+
+def test_a_copy_is_kept_only_for_whole_comparisons_and_not_beside_adapters() -> None:
+    whole = {"objectives": {"retain": {"data": "r", "loss": "kl"}}}
+    assert not setup_of().keeps_copy
+    assert setup_of(**whole).keeps_copy
+    assert not setup_of(**whole, lora={}).keeps_copy

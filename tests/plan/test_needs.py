@@ -1,18 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dualoptim_cli.config import CheckpointConfig
 from dualoptim_cli.errors import ExitCode, UserError
-from dualoptim_cli.plan import plan_run, room
+from dualoptim_cli.plan import room, with_needs
 from dualoptim_cli.plan.disk import checkpoints_at_once
 from dualoptim_cli.plan.needs import COMFORT, Needs, explain, find_needs, refuse_impossible, warnings
 from dualoptim_cli.plan.room import Room, free_space, room_of
-from tests.plan.llama import LITTLE, run_of, written
+from tests.plan.llama import LITTLE, numbers_of, run_of, setup_of, written
 
-ROWS = {"forget": 4, "retain": 4}
 PLENTY = Room("cpu", 2**40)
 
 
@@ -21,10 +22,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(tmp_path_factory.mktemp("llama"), **{**LITTLE, "num_hidden_layers": 2})
 
 
-def needs(folder: Path, total: int | None = None, micro: int = 2, **sections: Any) -> Needs:
-    space = Room("cpu", total) if total else PLENTY
+def needs(
+    folder: Path, total: int | None = None, *, turn: int = 4, micro: int = 2, shrinks: bool = False, **sections: Any
+) -> Needs:
     return find_needs(
-        run_of(**sections), folder, rows=ROWS, micro_batch=micro, longest=(64, 48), out=folder, room=space
+        setup_of(**sections),
+        folder,
+        turn=turn,
+        micro_batch=micro,
+        shrinks=shrinks,
+        longest=(64, 48),
+        checkpoints=2,
+        out=folder,
+        room=Room("cpu", total) if total else PLENTY,
     )
 
 
@@ -65,17 +75,8 @@ def test_advice_names_what_needs_less_and_whether_that_suffices(folder: Path) ->
 
 
 def test_a_micro_batch_left_to_us_is_halved_until_it_fits(folder: Path) -> None:
-    auto = {"schedule": {"batch_size": 64, "micro_batch_size": "auto"}}
-    rows = {"forget": 64, "retain": 64}
-
-    def found(total: int) -> Needs:
-        config = run_of(**auto)
-        return find_needs(
-            config, folder, rows=rows, micro_batch=32, longest=(64, 48), out=folder, room=Room("cpu", total)
-        )
-
-    whole = found(2**40)
-    half = found(int(0.7 * whole.memory.peak / COMFORT))
+    whole = needs(folder, turn=64, micro=32, shrinks=True)
+    half = needs(folder, int(0.7 * whole.memory.peak / COMFORT), turn=64, micro=32, shrinks=True)
     assert (whole.micro_batch, half.micro_batch) == (32, 16)
     assert half.fits
 
@@ -84,12 +85,12 @@ def test_a_micro_batch_that_was_asked_for_stays(folder: Path) -> None:
     assert needs(folder, 1000).micro_batch == 2
 
 
-def test_the_plan_says_why_its_micro_batch_is_small(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plan_says_why_its_micro_batch_is_small(folder: Path) -> None:
     config = run_of(schedule={"batch_size": 64, "micro_batch_size": "auto"})
-    sizes = {"forget": 100, "retain": 100}
-    peak = plan_run(config, sizes, 64, folder=folder, longest=(64, 48), out=folder).needs.memory.peak  # type: ignore[union-attr]
-    monkeypatch.setattr("dualoptim_cli.plan.needs.room_of", lambda _: Room("cpu", int(0.7 * peak / COMFORT)))
-    plan = plan_run(config, sizes, 64, folder=folder, longest=(64, 48), out=folder)
+    numbers = numbers_of(config, {"forget": 100, "retain": 100}, 64)
+    fitting = needs(folder, turn=64, micro=numbers.micro_batch)
+    assert with_needs(numbers, fitting).choices == numbers.choices
+    plan = with_needs(numbers, replace(fitting, micro_batch=16))
     assert plan.micro_batch == 16
     assert "fits the device's memory" in " ".join(map(str, plan.choices))
 
@@ -123,7 +124,8 @@ def test_disk_is_checkpoints_and_what_is_left(folder: Path) -> None:
 def test_the_checkpoint_that_is_being_written_counts(
     checkpoint: dict[str, Any], schedule: dict[str, Any], count: int
 ) -> None:
-    assert checkpoints_at_once(run_of(checkpoint=checkpoint, schedule=schedule)) == count
+    rolls_back = schedule.get("on_collapse") == "rollback"
+    assert checkpoints_at_once(CheckpointConfig(**checkpoint), rolls_back=rolls_back) == count
 
 
 def test_what_a_run_is_to_replace_counts_as_free(tmp_path: Path) -> None:

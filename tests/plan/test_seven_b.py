@@ -10,7 +10,7 @@ import pytest
 from dualoptim_cli.plan.blueprint import draw
 from dualoptim_cli.plan.memory import Memory, Rows, plan_memory
 from dualoptim_cli.train.gradient import METHODS
-from tests.plan.llama import SEVEN_B, run_of, written
+from tests.plan.llama import SEVEN_B, setup_of, written
 
 V, D, F, L, HEADS = 32_000, 4096, 11_008, 32, 32
 MATRICES = L * (4 * D * D + 3 * D * F)
@@ -30,10 +30,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(folder: Path, **sections: Any) -> Memory:
-    config = run_of(**sections)
+    setup = setup_of(**sections)
     rows = Rows(2, LENGTH, COUNTED)
     return plan_memory(
-        config, draw(config, folder, device="cuda"), rows, method=METHODS["sum"], accumulates=True, device="cuda"
+        setup, draw(setup, folder, device="cuda"), rows, method=METHODS["sum"], accumulates=True, device="cuda"
     )
 
 
@@ -82,7 +82,7 @@ def test_logits_are_those_of_the_counted_positions(full: Memory) -> None:
 
 
 def test_lora(folder: Path) -> None:
-    drawn = draw(run_of(lora={}), folder, device="cuda")
+    drawn = draw(setup_of(lora={}), folder, device="cuda")
     assert drawn.weights == pytest.approx(2 * PARAMETERS + 4 * ADAPTER, abs=ROTARY)
     assert drawn.trained == drawn.saved == 4 * ADAPTER
     assert drawn.state == {"float32": CELLS * 4 * ADAPTER}
