@@ -58,7 +58,9 @@ def compile_for(function: Callable[..., Any], args: Any, constants: dict[str, An
 
     def flattened(*tensors: Tensor) -> tuple[Tensor, ...]:
         result = function(*replanted(args, iter(tensors)), **constants)
-        return () if result is None else (result,)
+        if result is None:
+            return ()
+        return (result,)
 
     examples: list[Any] = list(gather(example(args), [], [])[0])
     return compile_graph(make_fx(flattened, tracing_mode="symbolic")(*examples), examples)
@@ -97,6 +99,8 @@ def replanted(tree: Any, tensors: Iterator[Tensor]) -> Any:
     if isinstance(tree, Tensor):
         return next(tensors)
     if isinstance(tree, tuple):
-        parts = [replanted(part, tensors) for part in tree]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+        parts = (replanted(part, tensors) for part in tree)
+        if hasattr(tree, "_fields"):
+            return type(tree)(*parts)
+        return tuple(parts)
     return tree

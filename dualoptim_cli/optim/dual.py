@@ -39,6 +39,11 @@ Cells = tuple[tuple[storage.Cell, ...], ...]  # for each average of a rule, its 
 # other devices a piece is worth a kernel launch, and its temporaries are small beside the state.
 EAGER_PIECE = 1 << 18
 EAGER_PIECE_ELSEWHERE = 1 << 20
+# Compiled code passes over a piece once and has no temporaries where cells are stored as they are, so its pieces are
+# large. Where they are codes, it has about 20 bytes an element: 5 MB here, which stay in a CPU's cache, or 42 MB.
+COMPILED_PIECE = 1 << 22
+CODED_PIECE = 1 << 18
+CODED_PIECE_ELSEWHERE = 1 << 21
 COPIES = 16  # float32 numbers for each element of a piece that an eager step holds at once: benchmarks/memory_plan.py
 MUON_COPIES = 5  # float32 copies of a whole matrix: its direction, and what Newton–Schulz holds at once
 COMPILE_PAYS = 1 << 25  # elements in all, from which "auto" compiles on a CPU: docs/optimizer.md has the measurement
@@ -60,12 +65,16 @@ def advance(
     It does not know how many bits a cell has; target and gradient come in rows as the cells do.
     """
     dtype = torch.promote_types(target.dtype, torch.float32)
-    averages = tuple(tuple(storage.load(cell) for cell in average) for average in cells)
-    g = -grad.to(dtype) if maximize else grad.to(dtype)
+    averages = tuple(tuple(map(storage.load, average)) for average in cells)
+    g = grad.to(dtype)
+    if maximize:
+        g = -g
     result, updated = rule(target.to(dtype), g, averages, numbers, guard=guard)
     for cell, values in zip(chain(*cells), chain(*updated), strict=True):
         storage.save(cell, values)
-    target.copy_(result if noise is None else round_stochastically(result, noise))
+    if noise is not None:
+        result = round_stochastically(result, noise)
+    target.copy_(result)
 
 
 def advance_packed(
@@ -81,7 +90,9 @@ advance_compiled = Compiled(advance_packed)
 
 def eager_piece(device: str) -> int:
     """How many elements eager code works on at a time, on a type of device ("cpu", "cuda")."""
-    return EAGER_PIECE if device == "cpu" else EAGER_PIECE_ELSEWHERE
+    if device == "cpu":
+        return EAGER_PIECE
+    return EAGER_PIECE_ELSEWHERE
 
 
 def workspace(largest: int, device: str) -> int:
@@ -96,16 +107,14 @@ def workspace_of_muon(largest: int, device: str) -> int:
 
 
 def piece_size(cell: storage.Cell, device: torch.device, *, compiled: bool) -> int:
-    """How many elements to advance at a time, so that temporaries stay small and a call is worth its price.
-
-    Compiled code has none where cells rest as they are, and about 20 bytes an element where they rest in codes.
-    """
-    on_cpu = device.type == "cpu"
+    """How many elements to advance at a time, so that temporaries stay small and a call is worth its price."""
     if not compiled:
         return eager_piece(device.type)
-    if isinstance(cell, storage.Codes):
-        return 1 << 18 if on_cpu else 1 << 21
-    return 1 << 22
+    if not isinstance(cell, storage.Codes):
+        return COMPILED_PIECE
+    if device.type == "cpu":
+        return CODED_PIECE
+    return CODED_PIECE_ELSEWHERE
 
 
 def pieces(length: int, size: int, width: int = storage.BLOCK) -> Iterator[tuple[int, int]]:
@@ -180,11 +189,14 @@ class DualOptimizer(TakesTurns):
 
     def _settle_path(self) -> None:
         """Choose compiled or eager once, from settings and sizes, and keep it: their last bits differ."""
-        unsettled = [group for group in self.param_groups if group["compiled"] is None]
         settled = [group["compiled"] for group in self.param_groups if group["compiled"] is not None]
-        for group in unsettled:
-            every = [p for group in self.param_groups for p in group["params"]]
-            group["compiled"] = settled[0] if settled else compile_pays(group["compile"], every)
+        for group in self.param_groups:
+            if group["compiled"] is not None:
+                continue
+            if settled:
+                group["compiled"] = settled[0]
+            else:
+                group["compiled"] = compile_pays(group["compile"], [p for _, p, _ in named(self)])
 
     def _keep_path(self) -> None:
         """Go on compiled if the loaded state was; without a compiler, say that the last bits will differ."""
@@ -200,7 +212,7 @@ class DualOptimizer(TakesTurns):
         keys = keys_of(group, objective)
         begin(state, keys, p, group)
         clocks = {key.partition(".")[2] for key in chain(*keys)}
-        cells = tuple(tuple(cell_of(state, key) for key in average) for average in keys)
+        cells = cells_of(state, keys)
         numbers = step_numbers(group, objective, {name: int(state[f"seen.{name}"]) for name in clocks})
         key = self._noise_key(p, group, tensor)
         if group["rule"] == "muon":
@@ -229,7 +241,7 @@ class DualOptimizer(TakesTurns):
 
         Raises UserError where the state was saved with other bits, blocks, rules, objectives or shapes.
         """
-        saved = [i for group in state_dict["param_groups"] for i in group["params"]]
+        saved = list(chain.from_iterable(group["params"] for group in state_dict["param_groups"]))
         states = {i: state_dict["state"].get(i, {}) for i in saved}
         check_groups(state_dict["param_groups"], self.param_groups)
         for i, (name, p, group) in zip(saved, named(self), strict=False):
@@ -237,11 +249,11 @@ class DualOptimizer(TakesTurns):
         super().load_state_dict({**state_dict, "state": {}})
         for i, (_, p, group) in zip(saved, named(self), strict=True):
             group["objectives"] = self.defaults["objectives"]
-            if states[i]:
-                self.state[p] = {
-                    key: value.clone() if key.startswith("seen.") else value.to(p.device)
-                    for key, value in states[i].items()
-                }
+            for key, value in states[i].items():
+                if key.startswith("seen."):  # clocks stay on the CPU, and each optimizer has its own
+                    self.state[p][key] = value.clone()
+                else:
+                    self.state[p][key] = value.to(p.device)
         self._keep_path()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -254,8 +266,10 @@ class DualOptimizer(TakesTurns):
 
 def keys_of(group: Mapping[str, Any], objective: str) -> tuple[tuple[str, ...], ...]:
     """The keys of the cells that a step of an objective reads and writes, for each moment of the rule."""
-    moments = rules.MOMENTS[RULES[group["rule"]]]
-    return tuple(tuple(f"{moment}.{part}" for part in parts_of(group, moment, objective)) for moment in moments)
+    keys = []
+    for moment in rules.MOMENTS[RULES[group["rule"]]]:
+        keys.append(tuple(f"{moment}.{part}" for part in parts_of(group, moment, objective)))
+    return tuple(keys)
 
 
 def begin(state: dict[str, Tensor], keys: tuple[tuple[str, ...], ...], p: Tensor, group: dict[str, Any]) -> None:
@@ -269,8 +283,9 @@ def begin(state: dict[str, Tensor], keys: tuple[tuple[str, ...], ...], p: Tensor
 
 def create_cell(state: dict[str, Tensor], key: str, p: Tensor, group: dict[str, Any], *, signed: bool) -> None:
     """Create a cell with as many bits as the settings say for a tensor of this size."""
-    small = p.numel() < group["min_8bit_size"] or p.dtype == torch.float64
-    bits = 32 if small else group["state_bits"]
+    bits = group["state_bits"]
+    if p.numel() < group["min_8bit_size"] or p.dtype == torch.float64:
+        bits = 32
     storage.create(state, key, p, bits=bits, signed=signed)
 
 
@@ -287,6 +302,14 @@ def is_signed(key: str, keys: Container[str]) -> bool:
 def cell_of(state: Mapping[str, Any], key: str) -> storage.Cell:
     """A cell of a tensor's state."""
     return storage.cell(state, key, signed=is_signed(key, state))
+
+
+def cells_of(state: Mapping[str, Any], keys: tuple[tuple[str, ...], ...]) -> Cells:
+    """The cells under the keys of each average."""
+    cells = []
+    for average in keys:
+        cells.append(tuple(cell_of(state, key) for key in average))
+    return tuple(cells)
 
 
 def step_numbers(group: dict[str, Any], objective: str, seen: Mapping[str, int]) -> Numbers:
@@ -312,24 +335,29 @@ def advance_pieces(
     """Advance a whole contiguous tensor, piece by piece, on the path that its group has settled on."""
     target, grad = target.view(-1), grad.reshape(-1)
     constants = {"rule": RULES[group["rule"]], "guard": group["guard"], "maximize": group["maximize"]}
-    packed = numbers.packed(target.dtype, target.device) if group["compiled"] else None
-    size = piece_size(cells[0][0], target.device, compiled=group["compiled"])
-    for start, stop in pieces(target.numel(), size):
-        noise = None if key is None else noise_at(key, start, target.device)
-        part = tuple(tuple(storage.piece(cell, start, stop) for cell in pair) for pair in cells)
-        p, g = (storage.rows(flat[start:stop]) for flat in (target, grad))
-        if packed is not None and stop - start >= storage.BLOCK:
-            advance_compiled(p, g, part, packed, noise, **constants)
+    noise = None
+    for start, stop in pieces(target.numel(), piece_size(cells[0][0], target.device, compiled=group["compiled"])):
+        if key is not None:
+            noise = noise_at(key, start, target.device)
+        parts = []
+        for average in cells:
+            parts.append(tuple(storage.piece(cell, start, stop) for cell in average))
+        p, g = storage.rows(target[start:stop]), storage.rows(grad[start:stop])
+        # The last incomplete row is stepped eagerly: in compiled code the width of a row is a constant.
+        if group["compiled"] and stop - start >= storage.BLOCK:
+            packed = numbers.packed(target.dtype, target.device)
+            advance_compiled(p, g, tuple(parts), packed, noise, **constants)
         else:
-            advance(p, g, part, numbers, noise, **constants)
+            advance(p, g, tuple(parts), numbers, noise, **constants)
 
 
 def orthogonal_step(p: Tensor, direction: Tensor, numbers: Numbers, key: int | None) -> Tensor:
     """The new matrix after Muon's step along a direction."""
     turned = rules.orthogonal(direction) * (rules.adam_sized(*p.shape) * numbers.lr)
     result = (p.to(direction.dtype) * numbers.keep - turned).reshape(-1)
-    rounded = result if key is None else round_stochastically(result, noise_at(key, 0, p.device))
-    return rounded.view(p.shape)
+    if key is not None:
+        result = round_stochastically(result, noise_at(key, 0, p.device))
+    return result.view(p.shape)
 
 
 def compiler_at_hand(device: str) -> bool:
@@ -339,15 +367,15 @@ def compiler_at_hand(device: str) -> bool:
     return device == "cpu" and any(map(which, (os.environ.get("CXX", "c++"), "g++", "clang++")))
 
 
-def compile_pays(asked: bool | str, params: list[Tensor]) -> bool:
-    """Whether to take the compiled path: as asked, or for "auto" by the number of elements."""
+def compile_pays(compile_: bool | str, params: list[Tensor]) -> bool:
+    """Whether to take the compiled path: as the setting says, or for "auto" by the number of elements."""
     device = params[0].device.type
     possible = compiler_at_hand(device)
-    if asked == "auto":
+    if compile_ == "auto":
         return possible and (device == "cuda" or sum(p.numel() for p in params) >= COMPILE_PAYS)
-    if asked and not possible:
+    if compile_ and not possible:
         raise UserError(f"compile: there is no compiler for {device} at hand.", 'Use compile="auto" or False.')
-    return bool(asked)
+    return bool(compile_)
 
 
 @torch.no_grad()

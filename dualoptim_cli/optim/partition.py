@@ -31,7 +31,9 @@ def layer_of(name: str) -> str:
         return "embeddings"
     if any(part in name for part in HEADS):
         return "head"
-    return "norm" if "norm" in name or "ln_f" in name else name.removesuffix(".weight").removesuffix(".bias")
+    if "norm" in name or "ln_f" in name:
+        return "norm"
+    return name.removesuffix(".weight").removesuffix(".bias")
 
 
 def kind_of(name: str) -> str:
@@ -63,16 +65,20 @@ def partition(
     """Sort trainable parameters into groups with the same treatment, in the order of their first member.
 
     Tensors of fewer than two dimensions (norms, biases) do not decay. With `float32_embeddings`, embeddings
-    rest in float32 whatever the rest does. With `muon`, 2-D hidden weights get the Muon rule.
+    have float32 state whatever the others have. With `muon`, 2-D hidden weights get the Muon rule.
     """
     groups: dict[tuple[tuple[str, Any], ...], list[tuple[str, Tensor]]] = {}
     for name, tensor in named_parameters:
         if not tensor.requires_grad:
             continue
-        treatment: dict[str, Any] = {"weight_decay": weight_decay if tensor.ndim >= 2 else 0.0}
+        treatment: dict[str, Any] = {"weight_decay": weight_decay}
+        if tensor.ndim < 2:
+            treatment["weight_decay"] = 0.0
         if float32_embeddings and is_embedding(name):
             treatment["min_8bit_size"] = NEVER
         if muon:
-            treatment["rule"] = "muon" if is_hidden_matrix(name, tensor) else "adam"
+            treatment["rule"] = "adam"
+            if is_hidden_matrix(name, tensor):
+                treatment["rule"] = "muon"
         groups.setdefault(tuple(treatment.items()), []).append((name, tensor))
     return [{"params": members, **dict(treatment)} for treatment, members in groups.items()]

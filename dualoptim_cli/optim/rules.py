@@ -19,7 +19,6 @@ from torch import Tensor
 
 Scalar = float | Tensor  # a plain number in eager code, an element of a tensor in compiled code
 
-
 # A moving average as it stands: (delta, base), the delta being that of the objective whose turn it is. With
 # bridge 0 there is no base, and (delta,) is the whole average.
 Average = tuple[Tensor, ...]
@@ -37,7 +36,9 @@ class Weights(NamedTuple):
 
 def debiased(decay: float, seen: int) -> float:
     """1/(1 − decay^seen): what an average begun at zero is to be multiplied by; 0 before its first value."""
-    return 1 / (1 - decay**seen) if seen else 0.0
+    if not seen:
+        return 0.0
+    return 1 / (1 - decay**seen)
 
 
 def weights(beta: float, base_beta: float, *, seen: int, base_seen: int, bridge: float) -> Weights:
@@ -127,15 +128,16 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
 
     The quintic of K. Jordan's Muon, in bfloat16 on CUDA and in the matrix's own precision elsewhere.
     """
+    if matrix.shape[0] > matrix.shape[1]:  # of the two products with its transpose, the other is the smaller
+        return orthogonal(matrix.T, steps).T
     a, b, c = NEWTON_SCHULZ
-    tall = matrix.shape[0] > matrix.shape[1]
-    x: Tensor = matrix.T if tall else matrix
-    x = x.bfloat16() if x.is_cuda else x
+    x: Tensor = matrix
+    if x.is_cuda:
+        x = x.bfloat16()
     x = x / x.norm().clamp(min=1e-7)
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
-    x = x.T if tall else x
     return x.to(matrix.dtype)
 
 

@@ -86,15 +86,19 @@ def choose(setting: str, value: str, choices: tuple[str, ...]) -> None:
 
 def bridge_of(group: Mapping[str, Any], moment: str) -> float:
     """The weight of the base in a moment ("m" or "v") of a parameter group."""
-    second = group.get("second_bridge")
-    return float(group["bridge"] if moment == "m" or second is None else second)
+    bridge = group["bridge"]
+    if moment == "v" and group.get("second_bridge") is not None:
+        bridge = group["second_bridge"]
+    return float(bridge)
 
 
 def parts_of(group: Mapping[str, Any], moment: str, objective: str) -> tuple[str, ...]:
     """Whose averages a moment of an objective is made of: its own, then the base's, or one of the two alone."""
     if moment == "v" and group.get("second_moment") == "shared":
         return ("base",)
-    return (objective, "base") if bridge_of(group, moment) else (objective,)
+    if bridge_of(group, moment):
+        return (objective, "base")
+    return (objective,)
 
 
 # What decides how a state is stored. A state is loaded into an optimizer with the same; all else comes with the state.
@@ -120,13 +124,14 @@ def check_groups(saved: list[dict[str, Any]], own: list[dict[str, Any]]) -> None
 
 def check_state(name: str, state: Mapping[str, Tensor], p: Tensor, group: Mapping[str, Any]) -> None:
     """Refuse a tensor's state that has another shape, another block or another objective."""
-    names = {*group["objectives"], "base"} if group["objectives"] else set()
-    blocks = torch.Size((-(-p.numel() // storage.BLOCK), storage.BLOCK))
+    names = {*group["objectives"], "base"}
     for key, value in state.items():
         if key.endswith(".scale"):
             continue
-        if names and key.split(".")[1] not in names:
+        if group["objectives"] and key.split(".")[1] not in names:
             raise UserError(f'The saved state of {name} has "{key}", which is no objective of this optimizer.')
-        expected = blocks if f"{key}.scale" in state else p.shape
+        expected = p.shape
+        if f"{key}.scale" in state:
+            expected = torch.Size((-(-p.numel() // storage.BLOCK), storage.BLOCK))
         if not key.startswith("seen.") and value.shape != expected:
             raise UserError(f'"{key}" of {name} is saved as {list(value.shape)}, not {list(expected)}.')

@@ -1,7 +1,7 @@
-"""How a moment rests between steps: as it is, or as 8-bit codes. Knows no optimizer and no rule.
+"""How a moment is stored between steps: as it is, or as 8-bit codes. Knows no optimizer and no rule.
 
 The 8-bit form is block-wise dynamic quantization (Dettmers et al., arXiv 2110.02861), with the code map of
-bitsandbytes: blocks of 256 numbers share one float32 scale, their largest magnitude; each number rests as the
+bitsandbytes: blocks of 256 numbers share one float32 scale, their largest magnitude; each number is stored as the
 nearest of 256 values in [−1, 1] that are dense near zero. Without a sign only 0 becomes 0.
 """
 
@@ -29,7 +29,7 @@ class CodeMap(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """A cell that rests in 8 bits. The last block is filled up with zeros."""
+    """A cell that is stored in 8 bits. The last block is filled up with zeros."""
 
     codes: Tensor  # uint8 (blocks, 256)
     scales: Tensor  # float32 (blocks,)
@@ -44,12 +44,15 @@ def code_map(signed: bool, device: torch.device) -> CodeMap:
     """The 256 values of bitsandbytes' dynamic map, and the steps from one to the next."""
     magnitudes = [torch.zeros(1)]
     for i in range(DECADES):
-        bounds = torch.linspace(0.1, 1, (1 if signed else 2) * 2**i + 1)
+        cells = 2**i * (2 - signed)
+        bounds = torch.linspace(0.1, 1, cells + 1)
         magnitudes.append(10.0 ** (i + 1 - DECADES) * ((bounds[:-1] + bounds[1:]) / 2))
     positive = torch.cat([*magnitudes, torch.ones(1)])
-    values = torch.cat([-positive[1:-1].flip(0), positive]) if signed else positive  # there is no −1
     edges = edges_between(positive)
-    if not signed:
+    if signed:
+        values = torch.cat([-positive[1:-1].flip(0), positive])  # 256 values have no room for −1
+    else:
+        values = positive
         # A second moment that rounds to 0 makes Adam divide by eps: steps of hundreds of rates were measured. So of
         # what has no sign only 0 itself is stored as 0; any number above it gets the smallest code at least.
         edges[0] = 0
@@ -59,6 +62,8 @@ def code_map(signed: bool, device: torch.device) -> CodeMap:
 
 def edges_between(magnitudes: Tensor) -> Tensor:
     """The largest float32 numbers that belong to magnitude k rather than to k + 1: the midpoints, rounded down."""
+    # In float64 a midpoint of two float32 numbers is exact. Rounded up to float32, it would claim a number that lies
+    # nearer to the magnitude above.
     midpoints = (magnitudes[:-1].double() + magnitudes[1:].double()) / 2
     edges = midpoints.float()
     return torch.where(edges.double() > midpoints, edges.nextafter(torch.zeros(())), edges)
@@ -114,15 +119,17 @@ def create(state: dict[str, Tensor], key: str, like: Tensor, *, bits: int, signe
 
 def cell(state: Mapping[str, Tensor], key: str, *, signed: bool = True) -> Cell:
     """Find a cell in a flat state dictionary."""
-    resting = state[key]
+    stored = state[key]
     if f"{key}.scale" not in state:
-        return resting.view(-1)
-    return Codes(resting, state[f"{key}.scale"], code_map(signed, resting.device))
+        return stored.view(-1)
+    return Codes(stored, state[f"{key}.scale"], code_map(signed, stored.device))
 
 
 def rows(flat: Tensor, width: int = BLOCK) -> Tensor:
     """Flat numbers in rows of a width; fewer are one short row. Shares memory."""
-    return flat.view(-1, width) if flat.numel() % width == 0 else flat.view(1, -1)
+    if flat.numel() % width:
+        return flat.view(1, -1)
+    return flat.view(-1, width)
 
 
 def piece(whole: Cell, start: int, stop: int, width: int = BLOCK) -> Cell:
@@ -130,14 +137,14 @@ def piece(whole: Cell, start: int, stop: int, width: int = BLOCK) -> Cell:
 
     `start` is a multiple of the width; so is `stop`, unless it ends the one short row at a tensor's end.
     """
-    if not isinstance(whole, Codes):  # a tensor, or one that rests in a file and is read where it is cut
-        is_all = isinstance(whole, Tensor) and stop - start == whole.numel()
-        return rows(whole if is_all else whole[start:stop], width)
+    if not isinstance(whole, Codes):  # a tensor, or one that lies in a file and is read where it is cut
+        return rows(whole[start:stop], width)
     blocks = slice(start // BLOCK, -(-stop // BLOCK))
     codes = whole.codes[blocks]
-    rest = (stop - start) % BLOCK
-    assert not rest or stop - start < BLOCK
-    return Codes(codes[:, :rest] if rest else codes, whole.scales[blocks], whole.map)
+    if rest := (stop - start) % BLOCK:
+        assert stop - start < BLOCK
+        codes = codes[:, :rest]
+    return Codes(codes, whole.scales[blocks], whole.map)
 
 
 def load(part: Cell) -> Tensor:

@@ -71,38 +71,40 @@ def renamed(state: Mapping[str, Any]) -> Mapping[str, Any]:
         return state
     flat: dict[str, Any] = {}
     for key, value in state.items():
-        flat |= value if isinstance(value, Mapping) else {key: value}
-    known = {FOREIGN[key]: value for key, value in flat.items() if key in FOREIGN}
-    return {
-        key: in_blocks(value, signed=is_signed(key, known)) if f"{key}.scale" in known else value
-        for key, value in known.items()
-    }
+        if isinstance(value, Mapping):
+            flat |= value
+        else:
+            flat[key] = value
+    cells = {FOREIGN[key]: value for key, value in flat.items() if key in FOREIGN}
+    coded = [key for key in cells if f"{key}.scale" in cells]
+    return cells | {key: in_blocks(cells[key], signed=is_signed(key, cells)) for key in coded}
 
 
 def in_blocks(codes: Any, *, signed: bool) -> Any:
     """Codes in the shape of their parameter as rows of a block each, the last one filled up with zeros."""
     zero = storage.code_map(signed, codes.device).zero
-    if not isinstance(codes, Tensor):  # it rests in a file, and is filled up where it is read
+    if not isinstance(codes, Tensor):  # it lies in a file, and is filled up where it is read
         return codes.in_rows(storage.BLOCK, zero)
-    missing = -codes.numel() % storage.BLOCK
-    filled = torch.nn.functional.pad(codes.view(-1), (0, missing), value=zero) if missing else codes
-    return filled.view(-1, storage.BLOCK)
+    if missing := -codes.numel() % storage.BLOCK:
+        codes = torch.nn.functional.pad(codes.view(-1), (0, missing), value=zero)
+    return codes.view(-1, storage.BLOCK)
 
 
 def moments_of(state: Mapping[str, Any]) -> list[str]:
-    """The keys of the averages that rest for a tensor."""
+    """The keys of the averages that are stored for a tensor."""
     return sorted(key for key in state if key.startswith(("m.", "v.")) and not key.endswith(".scale"))
 
 
 def owners_of(state: Mapping[str, Any], group: Mapping[str, Any]) -> list[str]:
-    """Whose averages rest for a tensor, the base aside: as the optimizer was told of them, else by name."""
-    found = sorted(key[2:] for key in moments_of(state) if key.startswith("m.") and key != "m.base")
-    told: Sequence[str] = group.get("objectives") or ()
-    return [*told, *(name for name in found if name not in told)]
+    """Whose averages are stored for a tensor, the base aside: in the order of the settings, then by name."""
+    listed: Sequence[str] = group.get("objectives") or ()
+    owners = dict.fromkeys(listed)
+    owners |= dict.fromkeys(key[2:] for key in moments_of(state) if key.startswith("m.") and key != "m.base")
+    return list(owners)
 
 
-def resting(state: Mapping[str, Any], key: str) -> int:
-    """Bytes that rest under a key, scales included."""
+def stored_bytes(state: Mapping[str, Any], key: str) -> int:
+    """Bytes that are stored under a key, scales included."""
     parts = [state[name] for name in (key, f"{key}.scale") if name in state]
     return sum(value.numel() * value.element_size() for value in parts)
 
@@ -115,30 +117,36 @@ def measure_conflict(source: Source, first: str = "forget", second: str = "retai
     cache-sized piece at a time; a cosine with a direction that is zero everywhere is left out.
     """
     live = isinstance(source, Optimizer)
-    found: dict[str, Tensor] = {}
+    by_tensor: dict[str, Tensor] = {}
     for name, state, group in tensors(source):
         if f"m.{first}" in state and f"m.{second}" in state and "betas" in group:
-            found[name] = inner_products(state, group, first, second, live=live)
-    if not found:
+            by_tensor[name] = inner_products(state, group, first, second, live=live)
+    if not by_tensor:
         return None
-    by_tensor = dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True))
-    by_layer: dict[str, list[list[float]]] = {}
-    for name, products in by_tensor.items():
-        by_layer.setdefault(layer_of(name), []).append(products)
-    overall = cosine(*map(sum, zip(*by_tensor.values(), strict=True)))
-    layers = {layer: [*map(sum, zip(*parts, strict=True))] for layer, parts in by_layer.items()}
+    by_layer: dict[str, list[Tensor]] = {}
+    for name, product in by_tensor.items():
+        by_layer.setdefault(layer_of(name), []).append(product)
+    overall = cosine(*sum(by_tensor.values(), torch.zeros(3, dtype=torch.float64)).tolist())
+    layers = {layer: sum(parts, torch.zeros(3, dtype=torch.float64)) for layer, parts in by_layer.items()}
     return Conflict(first, second, overall, cosines(layers), cosines(by_tensor))
 
 
-def cosines(products: Mapping[str, Sequence[float]]) -> dict[str, float]:
+def cosines(products: Mapping[str, Tensor]) -> dict[str, float]:
     """Cosines from inner products (first·second, first·first, second·second), where neither norm is 0."""
-    found = {name: cosine(*product) for name, product in products.items()}
-    return {name: value for name, value in found.items() if value is not None}
+    defined = {}
+    for name, product in products.items():
+        value = cosine(*product.tolist())
+        if value is not None:
+            defined[name] = value
+    return defined
 
 
 def cosine(ab: float, aa: float, bb: float) -> float | None:
     """The cosine from first·second, first·first and second·second; None where a norm is 0 or not finite."""
-    return ab / (aa * bb) ** 0.5 if 0 < aa * bb < float("inf") else None
+    if not 0 < aa * bb < float("inf"):
+        return None
+    norms: float = (aa * bb) ** 0.5
+    return ab / norms
 
 
 def inner_products(
@@ -148,23 +156,26 @@ def inner_products(
 
     A live state that is stepped compiled is read compiled, too; either way each cell is read once, in pieces.
     """
-    names = (first, second, "base") if group["bridge"] else (first, second)
+    names = [first, second]
+    scales = [debiased(group["betas"][0], int(state[f"seen.{name}"])) for name in names]
+    if group["bridge"]:
+        names.append("base")
+        scales.append(group["bridge"] * debiased(group["base_betas"][0], int(state["seen.base"])))
     cells = [storage.cell(state, f"m.{name}") for name in names]
-    decays = (group["betas"][0], group["betas"][0], group["base_betas"][0])
-    scales = [debiased(decay, int(state[f"seen.{name}"])) for decay, name in zip(decays, names, strict=False)]
-    scales[2:] = [group["bridge"] * scale for scale in scales[2:]]
     fast = live and bool(group.get("compiled"))
     device = state[f"m.{first}"].device
     packed = on_device(tuple(scales), device)
-    found: list[Tensor] = []
-    width = storage.BLOCK if isinstance(cells[0], storage.Codes) else ROW
+    width = ROW
+    if isinstance(cells[0], storage.Codes):
+        width = storage.BLOCK
+    sums: list[Tensor] = []
     for start, stop in pieces(state[f"m.{first}"].numel(), piece_size(cells[0], device, compiled=fast), width):
         parts = tuple(storage.piece(cell, start, stop, width) for cell in cells)
         if fast and stop - start >= width:
-            found.append(compiled_products(parts, packed)[0])
+            sums.append(compiled_products(parts, packed)[0])
         else:
-            found.append(products(parts, scales))
-    return (torch.stack(found).sum(0) if len(found) > 1 else found[0]).cpu()
+            sums.append(products(parts, scales))
+    return torch.stack(sums).sum(0).cpu()
 
 
 @lru_cache(maxsize=16)
@@ -184,8 +195,10 @@ def products(cells: tuple[storage.Cell, ...], scales: Sequence[float | Tensor]) 
 
 def products_of_rows(cells: tuple[storage.Cell, ...], packed: Tensor) -> Tensor:
     """`products` with its scales in a tensor: the form that is compiled."""
-    width = cells[0].codes.shape[1] if isinstance(cells[0], storage.Codes) else cells[0].shape[1]
-    assert width in (storage.BLOCK, ROW)  # which makes it a constant to the compiler
+    numbers = cells[0]
+    if isinstance(numbers, storage.Codes):
+        numbers = numbers.codes
+    assert numbers.shape[1] in (storage.BLOCK, ROW)  # which makes it a constant to the compiler
     return products(cells, packed.unbind())
 
 
@@ -199,8 +212,10 @@ def estimates(
     place = "mv".index(moment)
 
     def corrected(name: str) -> Tensor:
-        decay = group["base_betas" if name == "base" else "betas"][place]
-        return part(state, f"{moment}.{name}", start, stop) * debiased(decay, int(state[f"seen.{name}"]))
+        decays = group["betas"]
+        if name == "base":
+            decays = group["base_betas"]
+        return part(state, f"{moment}.{name}", start, stop) * debiased(decays[place], int(state[f"seen.{name}"]))
 
     listed = []
     for objective in objectives:

@@ -21,10 +21,20 @@ NO_DELTAS = "this optimizer keeps one average for all objectives, so it holds no
 TOO_EARLY = "not every objective has had a step yet"
 NO_SETTINGS = "the file does not say the optimizer's decays, without which there are no directions"
 
+# The settings that say how to read a state; those with a usual value are shown where they have another.
+SHOWN = {
+    "bridge": None,
+    "guard": None,
+    "betas": None,
+    "base_betas": None,
+    "second_bridge": None,
+    "second_moment": "dual",
+}
+
 
 @dataclass(frozen=True)
 class TensorSummary:
-    """What rests for one tensor."""
+    """What was counted over one tensor."""
 
     name: str
     layer: str
@@ -59,25 +69,23 @@ class StateSummary:
         if self.pair is None or self.total.products is None:
             return None
         by_layer, by_tensor = self.by(lambda one: one.layer), self.by(lambda one: one.name)
-        cosines = [{k: t.conflict for k, t in tallies.items()} for tallies in (by_layer, by_tensor)]
-        known = [{k: value for k, value in part.items() if value is not None} for part in cosines]
-        return Conflict(*self.pair, self.total.conflict, *known)
+        return Conflict(*self.pair, self.total.conflict, _cosines(by_layer), _cosines(by_tensor))
 
     def to_json(self, *, by_tensor: bool = False) -> dict[str, Any]:
         """Everything as plain numbers with six figures: in all, by layer, by kind and, if asked, by tensor."""
         groups = {"layers": self.by(lambda one: one.layer), "kinds": self.by(lambda one: one.kind)}
         if by_tensor:
             groups["tensors"] = self.by(lambda one: one.name)
-        broken = {one.name: one.tally.nonfinite for one in self.tensors if one.tally.nonfinite}
-        facts = {
-            "pair": list(self.pair) if self.pair else None,
+        facts: dict[str, Any] = {
+            "pair": self.pair and list(self.pair),
             "why": self.why,
             "settings": self.settings,
             "steps": self.steps,
-            "nonfinite": broken,
+            "nonfinite": {one.name: one.tally.nonfinite for one in self.tensors if one.tally.nonfinite},
             "all": self.total.to_json(),
-            **{key: {name: t.to_json() for name, t in tallies.items()} for key, tallies in groups.items()},
         }
+        for key, tallies in groups.items():
+            facts[key] = {name: counts.to_json() for name, counts in tallies.items()}
         rounded: dict[str, Any] = _rounded(facts)
         return rounded
 
@@ -92,24 +100,33 @@ def summarize_state(
     Norms and cosines are of everything; shares (of signs, of the guard, of codes) may be of one in `sample` pieces.
     """
     listed = [(name, state, group) for name, state, group in tensors(source) if moments_of(state)]
-    owners = list(dict.fromkeys(owner for _, state, group in listed for owner in owners_of(state, group)))
-    a, b, *_ = *([first, second] if first and second else [o for o in owners if o != "shared"]), None, None
-    pair = (a, b) if a and b else None
+    owners: dict[str, None] = {}
+    for _, state, group in listed:
+        owners |= dict.fromkeys(owners_of(state, group))
+    compared = [name for name in owners if name != "shared"][:2]
+    if first and second:
+        compared = [first, second]
+    pair = None
+    if len(compared) == 2:
+        pair = (compared[0], compared[1])
     live = isinstance(source, Optimizer)
-    found = tuple(
+    summaries = tuple(
         TensorSummary(name, layer_of(name), kind_of(name), tally(state, group, pair, live=live, sample=sample))
         for name, state, group in listed
     )
-    return StateSummary(pair, clocks(listed), found, settings_of(listed), _why_not(found, owners, listed))
+    why = ""  # the state shows no conflict
+    if not any(one.tally.products for one in summaries):
+        why = TOO_EARLY
+        if "shared" in owners:
+            why = NO_DELTAS
+        elif any("betas" not in group for *_, group in listed):
+            why = NO_SETTINGS
+    return StateSummary(pair, clocks(listed), summaries, settings_of(listed), why)
 
 
-def _why_not(found: Sequence[TensorSummary], owners: Sequence[str], listed: Sequence[Any]) -> str:
-    """Why the state shows no conflict; empty when it does."""
-    if any(one.tally.products for one in found):
-        return ""
-    if "shared" in owners:
-        return NO_DELTAS
-    return NO_SETTINGS if any("betas" not in group for *_, group in listed) else TOO_EARLY
+def _cosines(tallies: Mapping[str, Tally]) -> dict[str, float]:
+    """The conflict of each, where it is defined."""
+    return {name: counts.conflict for name, counts in tallies.items() if counts.conflict is not None}
 
 
 def clocks(listed: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, int]:
@@ -124,23 +141,28 @@ def clocks(listed: Iterable[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -
 
 def settings_of(listed: Sequence[tuple[str, Mapping[str, Any], Mapping[str, Any]]]) -> dict[str, Any]:
     """What kind of optimizer kept this state, and the settings that say how to read it."""
-    keys = {key for _, state, _ in listed for key in state}
-    groups = [group for *_, group in listed]
-    coded = any(key.endswith(".scale") for key in keys)
+    keys: set[str] = set()
+    turned = False  # by Muon, which keeps no second moment
+    for _, state, _ in listed:
+        keys |= state.keys()
+        turned = turned or not any(key.startswith("v.") for key in state)
+    bits = 32
+    if any(key.endswith(".scale") for key in keys):
+        bits = 8
     if "m.shared" in keys:
-        return {"form": "adamw", "bits": 8 if coded else 32}
-    form = "dualoptim+" if keys & {"m.base", "v.base"} else "dualoptim"
-    if any(not any(key.startswith("v.") for key in state) for _, state, _ in listed):
-        form += "+muon" if form == "dualoptim" else "muon"
-    first = groups[0] if groups else {}
-    shown = [name for name in ("bridge", "guard", "betas", "base_betas") if name in first]
-    shown += [
-        name
-        for name, usual in (("second_bridge", None), ("second_moment", "dual"))
-        if first.get(name) not in (None, usual)
-    ]
-    known = {name: first[name] for name in shown if all(group.get(name) == first[name] for group in groups)}
-    return {"form": form, "bits": 8 if coded else 32, **known}
+        return {"form": "adamw", "bits": bits}
+    form = "dualoptim"
+    if keys & {"m.base", "v.base"}:
+        form = "dualoptim+"
+    if turned:
+        form = "dualoptim+muon"
+    facts: dict[str, Any] = {"form": form, "bits": bits}
+    groups = [group for *_, group in listed]
+    for name, usual in SHOWN.items():
+        values = [group.get(name, usual) for group in groups]
+        if values and values[0] not in (None, usual) and values.count(values[0]) == len(values):
+            facts[name] = values[0]
+    return facts
 
 
 def _rounded(value: Any) -> Any:
@@ -149,4 +171,6 @@ def _rounded(value: Any) -> Any:
         return float(f"{value:.6g}")
     if isinstance(value, Mapping):
         return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return value

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from dualoptim_cli.optim import storage
 from dualoptim_cli.optim.dual import cell_of, eager_piece, is_signed, pieces
-from dualoptim_cli.optim.inspect.conflict import cosine, estimates, inner_products, moments_of, part, resting
+from dualoptim_cli.optim.inspect.conflict import cosine, estimates, inner_products, moments_of, part, stored_bytes
 
 SAMPLED_PIECE = 1 << 12  # elements: small, so that a sample comes from many places of a tensor
 SAFE_SQUARES = (1e-25, 1e30)  # between them a sum of float32 squares is what it should be
@@ -25,7 +25,7 @@ SAFE_SQUARES = (1e-25, 1e30)  # between them a sum of float32 squares is what it
 
 @dataclass
 class Coded:
-    """What rests in 8 bits under one key: how often each of the 256 codes occurs, and the estimated squared error."""
+    """What is stored in 8 bits under one key: how often each of the 256 codes occurs, and the squared error."""
 
     histogram: Tensor
     error: float
@@ -38,12 +38,13 @@ class Coded:
 
     def to_json(self) -> dict[str, float | None]:
         """Shares of the codes in use and of the zeros, and the error relative to the norm; None where that is none."""
-        total = int(self.histogram.sum())
-        known = 0 < self.square < float("inf")
+        error = None
+        if 0 < self.square < float("inf"):
+            error = (self.error / self.square) ** 0.5
         return {
             "used": int(self.histogram.count_nonzero()) / len(self.histogram),
-            "zeros": int(self.histogram[self.zero]) / total,
-            "error": (self.error / self.square) ** 0.5 if known else None,
+            "zeros": int(self.histogram[self.zero]) / int(self.histogram.sum()),
+            "error": error,
         }
 
 
@@ -67,11 +68,14 @@ class Tally:
     coded: dict[str, Coded] = field(default_factory=dict)
 
     def __add__(self, other: Tally) -> Tally:
-        products = [pair for pair in (self.products, other.products) if pair]
+        products = self.products or other.products
+        if self.products and other.products:
+            (ab, aa, bb), (other_ab, other_aa, other_bb) = self.products, other.products
+            products = (ab + other_ab, aa + other_aa, bb + other_bb)
         return Tally(
             bytes=self.bytes + other.bytes,
             squares=_merged(self.squares, other.squares),
-            products=tuple(map(sum, zip(*products, strict=True))) if products else None,  # type: ignore[arg-type]
+            products=products,
             moving=self.moving + other.moving,
             opposed=self.opposed + other.opposed,
             guardable=self.guardable + other.guardable,
@@ -83,15 +87,19 @@ class Tally:
     @property
     def conflict(self) -> float | None:
         """The cosine between the two directions; None where it is not defined."""
-        return cosine(*self.products) if self.products else None
+        return self.products and cosine(*self.products)
 
     def to_json(self) -> dict[str, Any]:
         """Norms, conflict and shares as plain numbers; None where there is nothing to take a share of."""
-        shares = self.products is not None and self.moving > 0
+        opposed, guarded = None, {}
+        if self.products and self.moving:
+            opposed = self.opposed / self.moving
+        if self.guardable:
+            guarded = {objective: count / self.guardable for objective, count in self.guarded.items()}
         return {
             "conflict": self.conflict,
-            "opposed": self.opposed / self.moving if shares else None,
-            "guarded": {o: count / self.guardable for o, count in self.guarded.items()} if self.guardable else {},
+            "opposed": opposed,
+            "guarded": guarded,
             "norms": {key: square**0.5 for key, square in self.squares.items()},
             "bytes": dict(self.bytes),
             "nonfinite": self.nonfinite,
@@ -104,19 +112,19 @@ def tally(
 ) -> Tally:
     """Count over one tensor."""
     keys = moments_of(state)
-    found = Tally(
-        bytes=Counter({key: resting(state, key) for key in keys}),
+    counts = Tally(
+        bytes=Counter({key: stored_bytes(state, key) for key in keys}),
         squares={key: _square(state, key) for key in keys},
         coded={key: _coded(state, key, sample) for key in keys if f"{key}.scale" in state},
     )
-    for key, square in found.squares.items():
+    for key, square in counts.squares.items():
         if not SAFE_SQUARES[0] < square < SAFE_SQUARES[1]:
-            found.squares[key], broken = _careful_square(state, key)
-            found.nonfinite += broken
+            counts.squares[key], broken = _careful_square(state, key)
+            counts.nonfinite += broken
     if pair and "betas" in group and all(f"m.{o}" in state for o in pair):
-        found.products = tuple(inner_products(state, group, *pair, live=live).tolist())
-        _count_signs(found, state, group, pair, sample)
-    return found
+        counts.products = tuple(inner_products(state, group, *pair, live=live).tolist())
+        _count_signs(counts, state, group, pair, sample)
+    return counts
 
 
 def _square(state: Mapping[str, Any], key: str) -> float:
@@ -129,14 +137,16 @@ def _square(state: Mapping[str, Any], key: str) -> float:
         else:
             x = part(state, key, start, stop)
             sums.append(x.square().sum().double())  # not dot: MKL's depends on where in memory x begins
-    return float(torch.stack(sums).sum()) if sums else 0.0
+    if not sums:  # an empty tensor
+        return 0.0
+    return float(torch.stack(sums).sum())
 
 
 def _weighed(table: Tensor, codes: storage.Cell) -> Tensor:
     """The sum of what a table says of each code, each block's by the square of its scale."""
     assert isinstance(codes, storage.Codes)
-    said = table.to(codes.scales.device).index_select(0, codes.codes.reshape(-1).int()).view(codes.codes.shape)
-    return said.sum(1).double() @ codes.scales.double().square()
+    entries = table.to(codes.scales.device).index_select(0, codes.codes.reshape(-1).int()).view(codes.codes.shape)
+    return entries.sum(1).double() @ codes.scales.double().square()
 
 
 def _careful_square(state: Mapping[str, Any], key: str) -> tuple[float, int]:
@@ -151,7 +161,7 @@ def _careful_square(state: Mapping[str, Any], key: str) -> tuple[float, int]:
 
 
 def _count_signs(
-    found: Tally, state: Mapping[str, Any], group: Mapping[str, Any], objectives: tuple[str, str], sample: int
+    tally: Tally, state: Mapping[str, Any], group: Mapping[str, Any], objectives: tuple[str, str], sample: int
 ) -> None:
     """Count the coordinates that move, those where the directions differ in sign, and those the guard is for."""
     adam = group.get("rule", "adam") == "adam"
@@ -166,13 +176,14 @@ def _count_signs(
             conditions += [second.abs_().lt_(first.square_()) for first, second in zip(m, v, strict=True)]
         counts.append(torch.stack([condition.count_nonzero() for condition in conditions]))
     scale = state[f"m.{objectives[0]}"].numel() / read
-    found.moving, found.opposed, *guarded = (torch.stack(counts).sum(0) * scale).tolist()
-    found.guarded = dict(zip(objectives, guarded, strict=False))
-    found.guardable = found.moving if adam else 0
+    tally.moving, tally.opposed, *guarded = (torch.stack(counts).sum(0) * scale).tolist()
+    if adam:
+        tally.guarded = dict(zip(objectives, guarded, strict=True))
+        tally.guardable = tally.moving
 
 
 def _coded(state: Mapping[str, Any], key: str, sample: int) -> Coded:
-    """What rests in 8 bits under a key; each code's error is taken as spread evenly over what rounds to it."""
+    """What is stored in 8 bits under a key; each code's error is taken as spread evenly over what rounds to it."""
     signed = is_signed(key, state)
     histogram, error, square = torch.zeros(256, dtype=torch.int64), 0.0, 0.0
     whole = cell_of(state, key)
@@ -190,12 +201,12 @@ def _coded(state: Mapping[str, Any], key: str, sample: int) -> Coded:
 def code_errors(signed: bool) -> tuple[Tensor, Tensor]:
     """For each code, the mean squared distance of what rounds to it, taken as uniform, and its own square."""
     values = storage.code_map(signed, torch.device("cpu")).values.double()
-    edges = (values[1:] + values[:-1]) / 2
+    one = torch.ones(1, dtype=torch.float64)
+    lowest, edges = -one, (values[1:] + values[:-1]) / 2
     if not signed:
-        edges[0] = 0  # only 0 itself has the first code
-    lowest = torch.tensor([-1.0 if signed else 0.0], dtype=torch.float64)
+        lowest, edges[0] = one * 0, 0  # only 0 itself has the first code
     low = torch.cat([lowest, edges]) - values
-    high = torch.cat([edges, torch.ones(1, dtype=torch.float64)]) - values
+    high = torch.cat([edges, one]) - values
     widths = (high - low).clamp(min=torch.finfo(torch.float64).tiny)
     return ((high**3 - low**3) / (3 * widths)).float(), values.square().float()
 
@@ -209,7 +220,4 @@ def cuts(state: Mapping[str, Any], key: str, sample: int = 1) -> Iterable[tuple[
 
 
 def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: ours[key] + theirs[key] if key in ours and key in theirs else ours.get(key, theirs.get(key))
-        for key in {**ours, **theirs}
-    }
+    return {**ours, **theirs, **{key: ours[key] + theirs[key] for key in ours if key in theirs}}
