@@ -7,11 +7,11 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.errors import ExitCode, UserError, raise_all
 from dualoptim_cli.text import size
 
 WINDOWS = os.name == "nt"
@@ -67,6 +67,42 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         sync(folder.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_apart(out: Path, sources: Iterable[tuple[str, Path]]) -> None:
+    """Refuse a folder to write into that holds a source or lies in one: what is written there replaces and removes.
+
+    `sources` are what a job reads, each with what it is ("the model"). Links are looked through, and a place that
+    goes by two names is one place. Raises UserError (exit 2) for all of them together; touches nothing.
+    """
+    here, above = _identity(out), _identities(out)
+    faults = []
+    for what, source in sources:
+        if not os.path.lexists(source):
+            continue
+        if here in _identities(source):
+            fact = f"--out {out} holds {what} ({source}), which a result there would replace."
+            faults.append(UserError(fact, "Choose a folder of its own for --out."))
+        elif source.is_dir() and _identity(source) in above:
+            fact = f"--out {out} lies in {source}, which is {what}: a result is no part of what it was made from."
+            faults.append(UserError(fact, "Choose a folder of its own for --out."))
+    raise_all(faults)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file or folder from every other, whatever name it goes by; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _identities(path: Path) -> set[tuple[int, int] | None]:
+    """The identities of a path and of the folders above it, as it is written and as its links lead."""
+    written = Path(os.path.normpath(path.absolute()))
+    places = {*(written, *written.parents), *(path.resolve(), *path.resolve().parents)}
+    return {_identity(place) for place in places} - {None}
 
 
 def sync(path: Path) -> None:

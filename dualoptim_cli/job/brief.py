@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from dualoptim_cli.config import RunConfig
+from dualoptim_cli.data.sources import place_of
 from dualoptim_cli.errors import UserError, raise_all
 from dualoptim_cli.evaluate.attacks import choose_attacks
 from dualoptim_cli.evaluate.gates import Gate, Scope, check_scope, parse_gate
@@ -160,6 +161,21 @@ class Brief:
         """The models that rate continuations, by what they rate."""
         named = {"similarity": self.config.eval.similarity_model, "entailment": self.config.eval.entailment_model}
         return {judge: model for judge, model in named.items() if model}
+
+    @property
+    def sources(self) -> list[tuple[str, Path]]:
+        """Everything that the job reads, each with what it is; a name of the hub is a path that is not there."""
+        config = self.config
+        sources = [("the model", Path(config.model.name))]
+        if config.lora and config.lora.adapter:
+            sources.append(("the adapter", Path(config.lora.adapter)))
+        if config.eval.reference:
+            sources.append(("the reference", Path(config.eval.reference)))
+        sources += [(f"the model that rates {judge}", Path(model)) for judge, model in self.judges.items()]
+        sources += [(f"the rows of {name}", place_of(rows.source)) for name, rows in self.sets.items()]
+        if config.data.refusals:
+            sources.append(("the refusals", Path(config.data.refusals)))
+        return [*sources, *((f"the benchmark {suite}", Path(place)) for suite, place in self.suites)]
 
     @property
     def min_k(self) -> float:

@@ -12,7 +12,7 @@ from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.evaluate.gates import check_measurable
 from dualoptim_cli.evaluate.results import Results
 from dualoptim_cli.events import Event, Note, OnEvent
-from dualoptim_cli.files import disk_errors_as_user_error
+from dualoptim_cli.files import check_apart, disk_errors_as_user_error
 from dualoptim_cli.job.brief import Brief
 from dualoptim_cli.job.identity import go_on, settings_of
 from dualoptim_cli.job.opening import open_inputs
@@ -50,6 +50,7 @@ def unlearn(
     """
     begun = time.perf_counter()
     brief = Brief.of(config)
+    check_apart(out, brief.sources)  # before the folder is made or locked: nothing is touched
     use_threads(config.threads)
     folder = RunFolder(out)
     with folder.lock(), oom_as_user_error("While the model was loaded, measured or saved"):
@@ -61,6 +62,7 @@ def unlearn(
             check_identity(settings_of(earlier), settings_of(config))
 
         opened = open_inputs(brief, on_event)
+        check_apart(out, opened.sources)
         planned = plan(opened, out=folder.path, on_event=on_event)
         refuse_impossible(planned.needs)
         for choice in planned.plan.choices:

@@ -50,6 +50,14 @@ class Opened:
         adapter = self.brief.adapter
         return [*self.model.parts, *([adapter] if adapter else [])]
 
+    @property
+    def sources(self) -> list[tuple[str, Path]]:
+        """Everything that the job reads, each with what it is, down to the base below an adapter."""
+        parts = [("a part of the model", folder) for folder in self.model_folders]
+        if self.reference:
+            parts += [("a part of the reference", folder) for folder in self.reference.parts]
+        return [*self.brief.sources, *parts]
+
     def encode(self, tokenizer: PreTrainedTokenizerFast, on_event: OnEvent = lambda _: None) -> dict[str, Examples]:
         """The records as examples of this tokenizer; each row is tokenized when it is first used."""
         settings = self.brief.config.data.model_dump(include={"template", "max_length", "long_rows", "stride"})

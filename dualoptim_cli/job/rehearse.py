@@ -14,6 +14,7 @@ from dualoptim_cli.config import RunConfig
 from dualoptim_cli.data import Examples
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.events import Event, Note, OnEvent
+from dualoptim_cli.files import check_apart
 from dualoptim_cli.job.brief import Brief
 from dualoptim_cli.job.opening import open_inputs
 from dualoptim_cli.job.planning import Planned, plan
@@ -108,6 +109,8 @@ def rehearse(
             on_event(event)
 
     opened = open_inputs(Brief.of(config), listen, weights=False)
+    if out is not None:
+        check_apart(out, opened.sources)
     model = opened.model
     if Path(model.base).is_dir() and not has_weights(model.folder):
         warnings.append(f"{model.name} holds no weights (*.safetensors): a run would be refused.")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dualoptim_cli.errors import ExitCode, UserError, raise_all
-from dualoptim_cli.files import atomic_folder, check_free
+from dualoptim_cli.files import atomic_folder, check_apart, check_free
 from dualoptim_cli.model.adapter import Changes, check_adapter, contained_in, digest, read_adapter
 from dualoptim_cli.model.agreement import TOLERANCE, Difference, compare
 from dualoptim_cli.model.locate import CODE, DESCRIPTION, TENSORS, Located, fetch, locate, locate_adapter
@@ -61,6 +61,8 @@ def merge(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} exists already.", "Choose another --out, or remove it.")
     located, left_out = locate_chain(adapters, base, trust_remote_code)
+    named = [("an adapter", Path(name)) for name in adapters]
+    check_apart(out, [("the base", located.folder), *named, *(("an adapter", each) for each in located.adapters)])
     located = _with_weights(located, trust_remote_code)
     check_weights(located.folder)
     notes = tuple(_notes(located))
