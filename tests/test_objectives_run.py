@@ -171,8 +171,9 @@ def test_two_tasks_have_nothing_to_forget_and_are_judged_by_what_they_keep(small
     assert outcome.knew is None
     assert losses.keys() == {"task_a", "task_b"}
     gates = [judgment.gate for judgment in outcome.judgments]
+    of_each = ("prob >= 0.9*before", "declines <= before + 0.05", "degenerate <= 0.05")
     assert gates == [
-        *(f"{task}.{gate}" for task in ("task_a", "task_b") for gate in ("prob >= 0.9*before", "degenerate <= 0.05")),
+        *(f"{task}.{gate}" for task in ("task_a", "task_b") for gate in of_each),
         "utility >= 0.5*before",
     ]
     assert "forget" not in outcome.verdict.lower()

@@ -33,6 +33,7 @@ def measure(
     min_k: float = MIN_K,
     reference: Results | None = None,
     judges: Sequence[Judge] = (),
+    refusals: Sequence[str] = (),
     phase: str = "measuring",
     on_event: OnEvent | None = None,
 ) -> Results:
@@ -40,7 +41,8 @@ def measure(
 
     `forget` names the sets that are to be forgotten. A set larger than `rows` is measured on a sample drawn from
     `seed`: the same rows for every model. `reference` is what this function returned for a model retrained without
-    the forget rows; `judges` rate the continuations by other models. The model is put in evaluation mode and back,
+    the forget rows; `judges` rate the continuations by other models; an answer that begins with one of the `refusals`
+    declines. The model is put in evaluation mode and back,
     and no random state of torch is used.
     """
     samples = {
@@ -53,7 +55,14 @@ def measure(
     with at_rest(model), report_phase(phase, units, on_event) as advance:
         for name, sample in samples.items():
             tokenizer = sets[name].encoder.tokenizer
-            observer = Observer(model, tokenizer, max_new_tokens=max_new_tokens, batch_size=batch_size, advance=advance)
+            observer = Observer(
+                model,
+                tokenizer,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                advance=advance,
+                refusals=refusals,
+            )
             observed[name] = observer.rows(sample)
         for judge in judges:
             observed = {name: judge(of_set) for name, of_set in observed.items()}

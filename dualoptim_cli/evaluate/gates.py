@@ -23,7 +23,7 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 }
 FLOOR, FLOOR_OF_REFERENCE = "utility >= 0.5*before", "utility >= 0.5*reference"
 """Joins every list of gates: a destroyed model forgets perfectly, and must never pass."""
-DEGENERATE, KEPT = 0.05, 0.9
+DEGENERATE, DECLINES, KEPT = 0.05, 0.05, 0.9
 
 _GATE = re.compile(r"\s*([\w.+-]+)\s*(<=|>=|<|>)\s*(\S.*?)\s*")
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -173,8 +173,9 @@ def default_gates(before: Results, *, forget: Collection[str]) -> list[Gate]:
     """Return the gates of a run that named none: forget rows are gone, each set to keep is kept, answers can be read.
 
     Recall tells what is gone: ROUGE-L of answers, or verbatim completion of plain text. Likelihood tells what is kept,
-    and the choice among wrong answers where there are any: knowledge can be kept in other words. At most one answer
-    of twenty may be degenerate, or as many as before where that was more.
+    and the choice among wrong answers where there are any: knowledge can be kept in other words. What is
+    likely may still be declined, so at most one question of twenty more than before. At most one answer of twenty may
+    be degenerate, or as many as before where that was more.
     """
     texts = []
     for name, scores in before.sets.items():
@@ -187,6 +188,8 @@ def default_gates(before: Results, *, forget: Collection[str]) -> list[Gate]:
             texts.append(f"{name}.prob >= 0.9*before")
             if _value(scores, "choice_acc") is not None:
                 texts.append(f"{name}.choice_acc >= before - 0.05")
+            if _value(scores, "declines") is not None:
+                texts.append(f"{name}.declines <= before + {DECLINES}")
         degenerate = _value(scores, "degenerate")
         if degenerate is not None:
             texts.append(f"{name}.degenerate <= " + ("before" if degenerate > DEGENERATE else str(DEGENERATE)))

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from dualoptim_cli.evaluate.declining import declines
 from dualoptim_cli.evaluate.fluency import degeneration
 from dualoptim_cli.evaluate.results import Better
 from dualoptim_cli.evaluate.words import rouge_f1, rouge_recall, words
@@ -64,6 +65,7 @@ class Row:
     entailment: float | None = None  # 1 if the continuation entails the answer, else 0
     refusal: float | None = None  # 1 if the continuation entails a refusal, else 0
     question: str = ""
+    refusals: Sequence[str] = ()  # the run's own, by which an answer may decline
 
     @cached_property
     def words(self) -> list[str]:
@@ -196,6 +198,12 @@ METRICS: dict[str, Metric] = {
     "degenerate": Metric(
         lambda row: float(bool(degeneration(row.continuation or "", beside=(row.question, row.answer)))),
         better="lower",
+        needs=frozenset({"question"}),
+    ),
+    "declines": Metric(
+        lambda row: float(declines(row.continuation or "", row.refusals)),
+        better="lower",
+        on_forget="neither",  # a good way to forget, and no must
         needs=frozenset({"question"}),
     ),
     "token_entropy": Metric(token_entropy, on_forget="higher", needs=frozenset({"question"})),

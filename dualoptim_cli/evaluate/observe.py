@@ -71,7 +71,8 @@ def questions(examples: Examples, numbers: Sequence[int]) -> list[Question]:
 class Observer:
     """Asks one model: one pass a batch for likelihoods, batched decoding for continuations.
 
-    `advance` is called with the number of continuations or likelihoods that were just finished.
+    `advance` is called with the number of continuations or likelihoods that were just finished. `refusals` are the
+    run's own: an answer that begins with one of them declines.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Observer:
         max_new_tokens: int,
         batch_size: int,
         advance: Advance,
+        refusals: Sequence[str] = (),
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -89,6 +91,7 @@ class Observer:
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.advance = advance
+        self.refusals = refusals
 
     def rows(self, questions: Sequence[Question], *, brief: bool = False, writes: bool = True) -> list[Row]:
         """Return what the model says about each row, in their order.
@@ -116,6 +119,7 @@ class Observer:
                 Row(
                     answer=question.record.answer if question.asks else self.text(question.ids),
                     question=question.record.prompt,
+                    refusals=self.refusals,
                     likelihoods=Likelihoods(nll, first > 0, standing, ended=question.end < len(question.ids)),
                     continuation=None if continuation is None else self.text(continuation),
                     continuation_ids=continuation or (),

@@ -63,6 +63,7 @@ class Ruler:
             min_k=self.opened.brief.min_k,
             reference=self.reference,
             judges=self.judges,
+            refusals=self.opened.refusals,
             on_event=self.on_event,
             phase=name,
         )

@@ -72,6 +72,7 @@ def _facts(before: Results | None, after: Results) -> Iterator[str]:
         if reworded in after.sets:
             earlier_reworded = before.sets.get(reworded, {}) if before else {}
             yield from _asked_in_other_words(earlier_reworded, after.sets[reworded])
+        yield from _declines(name, earlier, now)
         yield from _degenerate(earlier, now)
     yield from _attacks(after)
 
@@ -107,6 +108,14 @@ def _asked_in_other_words(before: Scores, after: Scores) -> Iterator[str]:
     elif recall:
         opening = f"Asked in other words ({_count(recall.n, 'question')})"
         yield f"{opening}: of the words of the right answers, {_share_of_words(_measured(before, 'rougeL'), recall)}."
+
+
+def _declines(name: str, before: Scores, after: Scores) -> Iterator[str]:
+    """How many questions it declines; to say that of rows to keep only where it does or did."""
+    now, was = _measured(after, "declines"), _measured(before, "declines")
+    if now and (_number(now) or (was and _number(was))):
+        earlier = f"; before, {_number(was)}" if was else ""
+        yield f"It declines {_number(now)} of {_rows(name, after, now.n, 'question')}{earlier}."
 
 
 def _degenerate(before: Scores, after: Scores) -> Iterator[str]:

@@ -119,6 +119,13 @@ def test_default_gates_are_two_sided_and_rest_on_likelihood() -> None:
     assert "retain.choice_acc >= before - 0.05" in [gate.text for gate in with_choice]
 
 
+def test_a_model_that_declines_what_it_should_keep_fails_though_likelihood_holds() -> None:
+    before, after = kept(0.9, 1.0, declines=0.0), kept(0.9, 1.0, declines=0.3)
+    judgments = judge(default_gates(before, forget=("forget",)), after, before=before)
+    assert "retain.declines <= before + 0.05" in [each.gate for each in judgments if not each.passed]
+    assert not [each.gate for each in judgments if each.gate.startswith("forget.declines")]
+
+
 def test_a_model_that_babbled_before_may_babble_as_much_after() -> None:
     gates = [gate.text for gate in default_gates(kept(0.9, 1.0, degenerate=0.2), forget=("forget",))]
     assert "forget.degenerate <= before" in gates

@@ -84,6 +84,12 @@ def test_a_degenerate_answer_is_told_beside_its_question_and_its_own_answer() ->
     assert value("degenerate", row(answer="хлеб", found="хлеб", question="What?")) == 0
 
 
+def test_an_answer_that_declines_is_told_by_the_rule_or_by_the_run_s_own_refusals() -> None:
+    assert value("declines", row(found="I'm not sure I can help with that.")) == 1
+    assert value("declines", row(found="He sold bread.")) == 0
+    assert value("declines", row(found="Keine Ahnung.", refusals=("Keine Ahnung.",))) == 1
+
+
 def test_token_entropy_is_1_without_repetition_and_0_for_one_word_over_and_over() -> None:
     assert value("token_entropy", row(continuation_ids=(4, 5, 6, 7))) == 1
     assert value("token_entropy", row(continuation_ids=(4, 4, 4, 4))) == 0

@@ -76,6 +76,15 @@ def test_degenerate_answers_are_counted_and_many_are_a_warning() -> None:
     assert words.verdict == "Passed, with 1 warning"
 
 
+def test_questions_that_it_declines_are_counted_where_there_are_any() -> None:
+    sides = [
+        Results({"holdout": {"declines": share(count, 25)}, "retain": {"declines": share(0, 9)}}) for count in (0, 6)
+    ]
+    assert plain_words(*sides, []).facts == (
+        'It declines 6 of the 25 questions of holdout, to keep ("I don\'t know"); before, 0.',
+    )
+
+
 def test_attacks_that_brought_nothing_back_share_one_sentence() -> None:
     attacks = {"int8": {"forget": {"rougeL": share(24, 200)}}, "int4": {"forget": {"rougeL": share(26, 200)}}}
     words = plain_words(BEFORE, Results(AFTER.sets, attacks=attacks), [SURE])
