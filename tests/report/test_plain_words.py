@@ -80,9 +80,7 @@ def test_questions_that_it_declines_are_counted_where_there_are_any() -> None:
     sides = [
         Results({"holdout": {"declines": share(count, 25)}, "retain": {"declines": share(0, 9)}}) for count in (0, 6)
     ]
-    assert plain_words(*sides, []).facts == (
-        'It declines 6 of the 25 questions of holdout, to keep ("I don\'t know"); before, 0.',
-    )
+    assert plain_words(*sides, []).facts == ("It declines 6 of the 25 questions of holdout, to keep; before, 0.",)
 
 
 def test_attacks_that_brought_nothing_back_share_one_sentence() -> None:
