@@ -80,7 +80,9 @@ def check_apart(out: Path, sources: Iterable[tuple[str, Path]]) -> None:
     for what, source in sources:
         if not os.path.lexists(source):
             continue
-        if here in _identities(source):
+        if here is not None and here == _identity(source):
+            faults.append(UserError(f"--out {out} is {what} ({source}).", "Choose another --out."))
+        elif here is not None and here in _identities(source):
             fact = f"--out {out} holds {what} ({source}), which a result there would replace."
             faults.append(UserError(fact, "Choose a folder of its own for --out."))
         elif source.is_dir() and _identity(source) in above:

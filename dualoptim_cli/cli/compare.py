@@ -10,7 +10,7 @@ import typer
 
 from dualoptim_cli.cli.console import emit, screen
 from dualoptim_cli.cli.options import Debug, Json
-from dualoptim_cli.cli.report import keep_out
+from dualoptim_cli.cli.targets import check_target, is_page, is_picture
 from dualoptim_cli.cli.verify import say
 from dualoptim_cli.errors import UserError
 
@@ -46,16 +46,16 @@ def compare(
         plot.check_look(look)
     elif style or size:
         raise UserError("--style and --size say how --figure looks.", "Add --figure FILE.")
-    places = [path for path in (html, figure) if path]
+    if html:
+        check_target(html, "--html", is_page, force=force)
+    if figure:
+        check_target(figure, "--figure", is_picture, force=force)
     opened = [open_run(path) for path in runs]
-    _check(opened, places)
+    _check(opened)
     unlike = differences(opened)
     if unlike and not anyway:
         listed = "\n".join(f"- {what}" for what in unlike)
         raise UserError(f"These runs are not alike:\n{listed}", "Compare them all the same with --anyway.")
-    for place in places:
-        if place.exists() and not force:
-            raise UserError(f"{place} exists.", "Choose another file, or pass --force.")
     if json:
         emit(comparison.to_json(opened, unlike))
     else:
@@ -72,12 +72,10 @@ def compare(
         plot.write(drawn, figure, look)
 
 
-def _check(runs: list[Run], places: list[Path]) -> None:
-    """Refuse what there is nothing to compare in, and to write into a run."""
+def _check(runs: list[Run]) -> None:
+    """Refuse what there is nothing to compare in."""
     if len(runs) < 2:
         raise UserError("There is one run, and nothing to compare it with.", "Name two or more.")
     for run in runs:
         if run.record.status != "finished" or not {"before", "after"} <= run.record.metrics.keys():
             raise UserError(f"The run in {run.path} never finished.", "Compare finished runs.")
-        for place in places:
-            keep_out(run.path, place)

@@ -36,6 +36,7 @@ from dualoptim_cli.cli.options import (
     option,
     overrides,
 )
+from dualoptim_cli.cli.targets import check_target, is_results
 from dualoptim_cli.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def evaluate(
     attacks: Attacks = None,
     gate: Gates = None,
     out: Annotated[Path | None, option("--out", RESULT, "Write the results to this file, as JSON.")] = None,
+    force: Annotated[bool, option("--force", RESULT, "Replace earlier results in --out.")] = False,
     rows: Annotated[str | None, option("--rows", HOW, "Rows of a set that are measured: 200, or all.")] = None,
     max_length: Annotated[str | None, option("--max-length", HOW, "Tokens of a row; 512 by default.")] = None,
     max_new_tokens: Annotated[str | None, option("--max-new-tokens", HOW, "Most tokens of a continuation.")] = None,
@@ -126,12 +128,18 @@ def evaluate(
     config = _config(given)
     suites = [_suite(text) for text in suite or []]
     if out is not None:
-        _check_out(out)
+        check_target(out, "--out", is_results, force=force)
     with _progress(config.model.name, quiet=quiet or json) as on_event:
         from dualoptim_cli.job.evaluate import evaluate as run
 
         found = run(
-            config, suites=suites, against=against, lm_eval=_names(lm_eval), own_gates=not gate, on_event=on_event
+            config,
+            suites=suites,
+            against=against,
+            lm_eval=_names(lm_eval),
+            own_gates=not gate,
+            out=out,
+            on_event=on_event,
         )
     if out is not None:
         _write(out, found)
@@ -167,14 +175,6 @@ def _suite(text: str) -> tuple[str, str]:
 
 def _names(text: str | None) -> tuple[str, ...]:
     return tuple(name.strip() for name in (text or "").split(",") if name.strip())
-
-
-def _check_out(out: Path) -> None:
-    """Refuse a file that cannot be written before the minutes of measuring."""
-    if out.is_dir():
-        raise UserError(f"{out} is a folder.", "Name a file: --out results.json")
-    if not out.parent.is_dir():
-        raise UserError(f"There is no folder {out.parent}.", "Make it, or choose another --out.")
 
 
 def _progress(subtitle: str, *, quiet: bool) -> AbstractContextManager[OnEvent]:

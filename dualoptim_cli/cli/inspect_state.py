@@ -9,6 +9,7 @@ import typer
 
 from dualoptim_cli.cli.console import emit, quiet_libraries, show
 from dualoptim_cli.cli.options import Debug
+from dualoptim_cli.cli.targets import check_target, is_picture
 from dualoptim_cli.errors import UserError
 
 
@@ -30,6 +31,7 @@ def inspect_state(
         Path | None,
         typer.Option("--plot", help="Write a heat map, layers by steps, to a .png or .svg file.", show_default=False),
     ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite an existing picture.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Everything as JSON on stdout.")] = False,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
@@ -46,6 +48,7 @@ def inspect_state(
     compared = _two(pair)
     if plot:
         drawing.check(plot)
+        check_target(plot, "--plot", is_picture, force=force)
     states = state.of_layers(state.load(path, compared), layer or ())
     if plot:
         drawing.write(state.heat_map(states), plot)

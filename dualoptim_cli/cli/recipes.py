@@ -10,6 +10,7 @@ import typer
 
 from dualoptim_cli.cli.console import emit
 from dualoptim_cli.cli.options import Command, Group, Json
+from dualoptim_cli.cli.targets import check_target, is_recipe
 from dualoptim_cli.errors import UserError, raise_all
 
 if TYPE_CHECKING:
@@ -54,8 +55,7 @@ def copy(
 
     source = find_recipe(name)
     target = target or Path(source.name)
-    if target.exists() and not force:
-        raise UserError(f"{target} exists.", "Choose another name, or pass --force.")
+    check_target(target, "the new file", is_recipe, force=force)
     write_atomic(target, _text(source))
     emit(f"{target} written. Run it: dualopt unlearn --recipe {target}")
 

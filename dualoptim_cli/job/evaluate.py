@@ -15,6 +15,7 @@ from dualoptim_cli.evaluate.gates import Judgment
 from dualoptim_cli.evaluate.harness import check_harness, run_harness
 from dualoptim_cli.evaluate.results import Results, Sets
 from dualoptim_cli.events import OnEvent
+from dualoptim_cli.files import check_apart
 from dualoptim_cli.job.brief import Brief, Suite
 from dualoptim_cli.job.opening import Opened, open_inputs
 from dualoptim_cli.job.phases import collect, phase, use_threads
@@ -66,19 +67,21 @@ def evaluate(
     against: str | None = None,
     lm_eval: Sequence[str] = (),
     own_gates: bool = True,
+    out: Path | None = None,
     on_event: OnEvent = lambda _: None,
 ) -> Evaluation:
     """Measure the config's model on its sets and on benchmarks; attack and judge it where gates and attacks are named.
 
     `suites` are benchmarks and where they are; `against` is a model, a run, or a file of results; `lm_eval` names
-    tasks of lm-evaluation-harness. `own_gates`: the config's gates are those of the run that the model is.
+    tasks of lm-evaluation-harness. `own_gates`: the config's gates are those of the run that the model is. `out` is
+    the file that the caller will write, which must be none that is read here.
     Models are loaded one after the other, never two at a time: the reference, the one to compare with, the model.
     Raises UserError for every fault of settings, data, folders and gates before the first of them is loaded.
     """
     begun = time.perf_counter()
     brief = Brief.to_measure(config, suites)
     use_threads(config.threads)
-    opened, other = _open(brief, against, lm_eval, on_event)
+    opened, other = _open(brief, against, lm_eval, out, on_event)
     # What the gates of a run are about, whatever else it is shown beside: the model as it was before the run.
     own_before = _before_the_run(config) if against and own_gates else None
     opened = _measured_like(opened, other if isinstance(other, Results) else own_before)
@@ -112,7 +115,7 @@ def evaluate(
 
 
 def _open(
-    brief: Brief, against: str | None, lm_eval: Sequence[str], on_event: OnEvent
+    brief: Brief, against: str | None, lm_eval: Sequence[str], out: Path | None, on_event: OnEvent
 ) -> tuple[Opened, Located | Results | None]:
     """Open all that is measured and compared with; every fault of it all is raised together."""
     faults: list[UserError] = []
@@ -123,6 +126,10 @@ def _open(
         other = _open_other(against or _own_run(brief.config), brief.config)
     with collect(faults):
         check_harness(lm_eval)
+    if out is not None:
+        sources = opened.sources if opened else brief.sources
+        with collect(faults):
+            check_apart(out, [*sources, *([("what is compared with", Path(against))] if against else [])])
     if opened and not opened.records and not lm_eval:
         faults.append(UserError("There is nothing to measure.", "Pass --forget, --retain, --holdout or --suite."))
     raise_all(faults)

@@ -19,11 +19,11 @@ def test_page_is_written_beside_the_run_and_its_path_is_told(dualopt: Any, tmp_p
 
 def test_existing_page_is_overwritten_only_with_force(dualopt: Any, tmp_path: Path) -> None:  # noqa: F811
     run, _ = finish(tmp_path)
-    (tmp_path / "mine.html").write_text("mine")
+    (tmp_path / "mine.html").write_text("<!doctype html>mine")
     done = dualopt("report", run, "--out", "mine.html")
     assert done.code == 2
     assert "--force" in done.err
-    assert (tmp_path / "mine.html").read_text() == "mine"
+    assert (tmp_path / "mine.html").read_text() == "<!doctype html>mine"
     assert dualopt("report", run, "--out", "mine.html", "--force").code == 0
 
 

@@ -161,16 +161,18 @@ def test_png_files_are_written_for_every_kind(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     made = [*describe.of_run(rows(60)), *describe.of_results({"before": results(0.9), "after": results(0.1)})]
     made.append(HeatMap("price $x$", [1, 2], ["0"], [[None, -0.5]]))
-    paths = plot.write_all(made, tmp_path / "figures")
+    files = plot.files_of(made, tmp_path / "figures")
+    plot.write_all(files)
+    paths = list(files)
     assert len(paths) == len(made)
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)
     assert paths[0].name == "01-loss-of-forget.png"
 
 
-def test_without_matplotlib_the_way_out_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.style", None)
     with pytest.raises(UserError) as caught:
-        plot.write_all([], tmp_path)
+        plot.write_all({})
     assert "dualopt[figures]" in caught.value.hint
 
 

@@ -5,7 +5,7 @@ Nothing overlaps: the names of points and lines stand in a legend below the axes
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,19 +79,21 @@ def check_look(look: Look) -> None:
         raise UserError("The size of a figure is 1 to 100 inches each way.", "Example: --size 6.4x4")
 
 
-def write_all(figures: Iterable[Figure], folder: Path, look: Look = Look()) -> list[Path]:
-    """Write each figure as PNG to a file of its own in `folder`, numbered in their order; return the paths.
-
-    Raises UserError where matplotlib is not installed.
-    """
-    _matplotlib()
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = []
+def files_of(figures: Iterable[Figure], folder: Path) -> dict[Path, Figure]:
+    """The PNG file in `folder` that each figure gets, numbered in their order."""
+    files = {}
     for number, figure in enumerate(figures, start=1):
         words = "".join(c if c.isascii() and c.isalnum() else " " for c in figure.title.lower()).split()
-        paths.append(folder / f"{number:02d}-{'-'.join(words)[:48]}.png")
-        write(figure, paths[-1], look)
-    return paths
+        files[folder / f"{number:02d}-{'-'.join(words)[:48]}.png"] = figure
+    return files
+
+
+def write_all(figures: Mapping[Path, Figure], look: Look = Look()) -> None:
+    """Write each figure to its file; make their folders. Raises UserError where matplotlib is not installed."""
+    _matplotlib()
+    for path, figure in figures.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(figure, path, look)
 
 
 def write(figure: Figure, path: Path, look: Look = Look()) -> None:
