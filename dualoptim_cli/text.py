@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from typing import TypeVar
 
 # Control characters, lone halves of surrogate pairs, and what reorders or hides what follows it, so that a name could
 # pretend to be another; lines and tabs apart.
@@ -26,50 +28,88 @@ def safe(text: str) -> str:
 
 def harmless(text: str) -> str:
     """The text with its lines and tabs as they are, and what else a terminal would obey spelled out."""
-    return OBEYED.sub(lambda found: _code(found.group()), text)
+    return OBEYED.sub(lambda match: _code(match.group()), text)
 
 
 def in_json(text: str) -> str:
     """JSON that says the same with nothing in it that a terminal would obey."""
-    return OBEYED.sub(lambda found: f"\\u{ord(found.group()):04x}", text)
+    return OBEYED.sub(lambda match: f"\\u{ord(match.group()):04x}", text)
 
 
-def _spelled(found: re.Match[str]) -> str:
-    return " " if found.group().isspace() and found.group() not in SEPARATORS else _code(found.group())
+def _spelled(match: re.Match[str]) -> str:
+    if match.group().isspace() and match.group() not in SEPARATORS:
+        return " "
+    return _code(match.group())
 
 
 def _code(character: str) -> str:
     code = ord(character)
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"
+    if code < 256:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}"
+
+
+Value = TypeVar("Value")
+
+
+def shown(value: Value | None, form: Callable[[Value], str], missing: str = "") -> str:
+    """A value in its form, or what stands where there is none."""
+    if value is None:
+        return missing
+    return form(value)
+
+
+def count(number: int, noun: str) -> str:
+    """So many of something: `1 row`, `12 rows`."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{thousands(number)} {noun}s"
+
+
+def some(names: list[str]) -> str:
+    """The first three names, and how many more there are."""
+    listed = ", ".join(names[:3])
+    if len(names) > 3:
+        listed += f" and {len(names) - 3} more"
+    return listed
 
 
 def clock(seconds: float) -> str:
     """Seconds as `0:07`, `12:30` or `1:02:03`."""
     whole = max(0, round(seconds))
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    if not hours:
+        return f"{minutes}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
 def took(seconds: float) -> str:
     """How long something took: `0.4 s`, `12 s`, `3:05`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    return f"{seconds:.0f} s" if seconds < 99.5 else clock(seconds)
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    return clock(seconds)
 
 
 def size(count: float) -> str:
     """Bytes with a decimal unit and three figures: `612 MB`, `1.53 GB`."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{figures(count)} {unit}" if unit != "B" else f"{count:.0f} B"
+    if count < 999.5:
+        return f"{count:.0f} B"
+    for unit in ("kB", "MB", "GB"):
         count /= 1000
-    return f"{figures(count)} TB"
+        if count < 999.5:
+            return f"{figures(count)} {unit}"
+    return f"{figures(count / 1000)} TB"
 
 
 def figures(value: float) -> str:
     """Three figures without an exponent: `1.53`, `15.3`, `153`."""
-    places = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    return f"{value:.{places}f}"
+    if abs(value) < 9.995:
+        return f"{value:.2f}"
+    if abs(value) < 99.95:
+        return f"{value:.1f}"
+    return f"{value:.0f}"
 
 
 def thousands(value: float) -> str:
@@ -81,7 +121,9 @@ def loss(value: float) -> str:
     """A loss or norm: three decimals where they fit, else an exponent; `nan` and `inf` as they are."""
     if not math.isfinite(value):
         return str(value)
-    return f"{value:.3f}" if abs(value) < 9999.5 else f"{value:.2e}"
+    if abs(value) < 9999.5:
+        return f"{value:.3f}"
+    return f"{value:.2e}"
 
 
 def rate(value: float) -> str:

@@ -80,7 +80,7 @@ def to_json(runs: Sequence[Run], unlike: Sequence[str]) -> dict[str, Any]:
                 "run": str(run.path),
                 "name": name,
                 "request_id": run.record.request_id,
-                "passed": verdict.passed if verdict else None,
+                "passed": verdict and verdict.passed,
                 "steps": run.record.steps,
                 "seconds": run.record.seconds,
                 "after": results.to_json(),
@@ -101,9 +101,13 @@ def table(runs: Sequence[Run]) -> PlainTable:
             scores.append(worst_attack(result, recall))
         gates = run.record.gates
         passed = f"{sum(gate.passed for gate in gates)}/{len(gates)}"
-        duration = text.took(run.record.seconds) if run.record.seconds else None
+        duration = None
+        if run.record.seconds:
+            duration = text.took(run.record.seconds)
         rows.append([name, *map(Number.of, scores), passed, duration])
-    header = ["run", *map(" ".join, columns), *(["worst attack"] if recall else []), "gates", "time"]
+    header = ["run", *map(" ".join, columns), "gates", "time"]
+    if recall:
+        header.insert(-2, "worst attack")
     return PlainTable(header, rows)
 
 
@@ -143,15 +147,16 @@ def scatter(runs: Sequence[Run]) -> Scatter | None:
 def render(runs: Sequence[Run], unlike: Sequence[str]) -> str:
     """The comparison as one HTML page, which names what makes the runs unlike where they are."""
     results = results_of(runs)
-    drawn = scatter(runs)
-    warning = f'<div class="verdict failed"><strong>These runs are not alike</strong>{bullets(unlike)}</div>'
+    warning, figures = "", list(filter(None, [scatter(runs)]))
+    if unlike:
+        warning = f'<div class="verdict failed"><strong>These runs are not alike</strong>{bullets(unlike)}</div>'
     settings = []
     for name, values in settings_that_differ(runs).items():
         settings.append([clean(name), *(f"<code>{clean(plain(value))}</code>" for value in values)])
     body = [
-        f"<header><h1>{len(runs)} runs compared</h1>{warning if unlike else ''}</header>",
+        f"<header><h1>{len(runs)} runs compared</h1>{warning}</header>",
         section("What was measured", cells_table(table(runs))),
-        section("The trade-off", gallery([drawn] if drawn else [])),
+        section("The trade-off", gallery(figures)),
         section("Settings that differ", html_table(["setting", *results], settings) or paragraph("None.")),
     ]
     return page(f"{len(runs)} runs compared", "".join(body))

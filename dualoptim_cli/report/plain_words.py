@@ -6,13 +6,13 @@ they are exact; only shares are rounded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dualoptim_cli import text
 from dualoptim_cli.evaluate.gates import Judgment
 from dualoptim_cli.evaluate.results import Results, Score, Sets
-from dualoptim_cli.report.side_by_side import brought_back
+from dualoptim_cli.report.side_by_side import brought_back, is_measured
 
 Scores = Mapping[str, Score]
 REWORDED = ".reworded"  # ends the name of a set that asks the rows' questions in other words
@@ -57,23 +57,28 @@ def verdict(gates: Sequence[Judgment], warnings: int) -> str:
     """`Passed`, `Passed, with 3 warnings`, or how many of the gates failed."""
     failed = sum(not gate.passed for gate in gates)
     if failed:
-        return f"Failed: {failed} of {_count(len(gates), 'gate')} did not hold"
-    word = "Passed" if gates else "No gates were set"
-    return f"{word}, with {_count(warnings, 'warning')}" if warnings else word
+        return f"Failed: {failed} of {text.count(len(gates), 'gate')} did not hold"
+    words = "No gates were set"
+    if gates:
+        words = "Passed"
+    if warnings:
+        words += f", with {text.count(warnings, 'warning')}"
+    return words
 
 
 def _facts(before: Results | None, after: Results) -> Iterator[str]:
+    earlier: Sets = {}
+    if before:
+        earlier = before.sets
     for name, now in after.sets.items():
         if name == UNSEEN or name.endswith(REWORDED):
             continue
-        earlier = before.sets.get(name, {}) if before else {}
-        yield from _asked(name, earlier, now)
+        yield from _asked(name, earlier.get(name, {}), now)
         reworded = name + REWORDED
         if reworded in after.sets:
-            earlier_reworded = before.sets.get(reworded, {}) if before else {}
-            yield from _asked_in_other_words(earlier_reworded, after.sets[reworded])
-        yield from _declines(name, earlier, now)
-        yield from _degenerate(earlier, now)
+            yield from _asked_in_other_words(earlier.get(reworded, {}), after.sets[reworded])
+        yield from _declines(name, earlier.get(name, {}), now)
+        yield from _degenerate(earlier.get(name, {}), now)
     yield from _attacks(after)
 
 
@@ -81,12 +86,10 @@ def _asked(name: str, before: Scores, after: Scores) -> Iterator[str]:
     """How many answers of a set were right word for word, and how much of their wording came back."""
     match, recited = _measured(after, "exact_match"), _measured(after, "verbmem")
     if match:
-        opening = f"Asked {_rows(name, after, match.n, 'question')}"
         was = _measured(before, "exact_match")
-        if was:
-            yield f"{opening}: before, {_answers_were(was)} right word for word; after, {_number(match)}."
-        else:
-            yield f"{opening}: {_answers_were(match)} right word for word."
+        yield _answered(
+            f"Asked {_rows(name, after, match.n, 'question')}", _answers_were, "right word for word", was, match
+        )
         recall = _measured(after, "rougeL")
         if recall:
             yield f"Of the words of the right answers, {_share_of_words(_measured(before, 'rougeL'), recall)}."
@@ -99,29 +102,35 @@ def _asked_in_other_words(before: Scores, after: Scores) -> Iterator[str]:
     """Whether what is to go is still said when the question does not have the wording of the row."""
     mentions, recall = _measured(after, "mentions"), _measured(after, "rougeL")
     if mentions:
-        opening = f"Asked in other words ({_count(mentions.n, 'question')})"
-        was = _measured(before, "mentions")
-        if was:
-            yield f"{opening}: before, {_answers(was)} named what was asked for; after, {_number(mentions)}."
-        else:
-            yield f"{opening}: {_answers(mentions)} named what was asked for."
+        opening = f"Asked in other words ({text.count(mentions.n, 'question')})"
+        yield _answered(opening, _answers, "named what was asked for", _measured(before, "mentions"), mentions)
     elif recall:
-        opening = f"Asked in other words ({_count(recall.n, 'question')})"
+        opening = f"Asked in other words ({text.count(recall.n, 'question')})"
         yield f"{opening}: of the words of the right answers, {_share_of_words(_measured(before, 'rougeL'), recall)}."
+
+
+def _answered(opening: str, answers: Callable[[Score], str], what: str, before: Score | None, after: Score) -> str:
+    """How many answers do what is said of them, and did before where that was measured."""
+    if before:
+        return f"{opening}: before, {answers(before)} {what}; after, {_number(after)}."
+    return f"{opening}: {answers(after)} {what}."
 
 
 def _declines(name: str, before: Scores, after: Scores) -> Iterator[str]:
     """How many questions it declines; to say that of rows to keep only where it does or did."""
     now, was = _measured(after, "declines"), _measured(before, "declines")
     if now and (_number(now) or (was and _number(was))):
-        earlier = f"; before, {_number(was)}" if was else ""
-        yield f"It declines {_number(now)} of {_rows(name, after, now.n, 'question')}{earlier}."
+        yield f"It declines {_number(now)} of {_rows(name, after, now.n, 'question')}{_earlier(was)}."
+
+
+def _earlier(score: Score | None) -> str:
+    return text.shown(score, lambda was: f"; before, {_number(was)}")
 
 
 def _degenerate(before: Scores, after: Scores) -> Iterator[str]:
-    now, was = _measured(after, "degenerate"), _measured(before, "degenerate")
+    now = _measured(after, "degenerate")
     if now:
-        earlier = f"; before, {_number(was)}" if was else ""
+        earlier = _earlier(_measured(before, "degenerate"))
         yield f"{_answers_were(now)} degenerate (empty, broken off, or repeating itself){earlier}."
 
 
@@ -136,7 +145,7 @@ def _attacks(after: Results) -> Iterator[str]:
         if not gains and _was_measured(sets):
             nothing.append(attack)
     if nothing:
-        yield f"{_count(len(nothing), 'attack')} brought nothing back: {', '.join(nothing)}."
+        yield f"{text.count(len(nothing), 'attack')} brought nothing back: {', '.join(nothing)}."
 
 
 def _of_gates(gates: Sequence[Judgment]) -> Iterator[str]:
@@ -183,13 +192,15 @@ def _not_measured(after: Results) -> Iterator[str]:
 
 
 def _was_measured(sets: Sets) -> bool:
-    return any(_measured(scores, metric) for scores in sets.values() for metric in scores)
+    return any(is_measured(scores.values()) for scores in sets.values())
 
 
 def _measured(scores: Scores, metric: str) -> Score | None:
     """The score, where it has a value."""
     score = scores.get(metric)
-    return score if score is not None and score.value is not None else None
+    if score is None or score.value is None:
+        return None
+    return score
 
 
 def _value(score: Score) -> float:
@@ -204,9 +215,12 @@ def _is_to_forget(scores: Scores) -> bool:
 
 def _rows(name: str, scores: Scores, number: int, what: str) -> str:
     """`the 200 questions to forget`, `the 100 questions of holdout, to keep`."""
-    role = "to forget" if _is_to_forget(scores) else "to keep"
-    of_set = f" {role}" if name == "forget" else f" of {name}, {role}"
-    return f"the {_count(number, what)}{of_set}"
+    role = "to keep"
+    if _is_to_forget(scores):
+        role = "to forget"
+    if name == "forget":
+        return f"the {text.count(number, what)} {role}"
+    return f"the {text.count(number, what)} of {name}, {role}"
 
 
 def _number(score: Score) -> int:
@@ -215,11 +229,14 @@ def _number(score: Score) -> int:
 
 
 def _answers(score: Score) -> str:
-    return _count(_number(score), "answer")
+    return text.count(_number(score), "answer")
 
 
 def _answers_were(score: Score) -> str:
-    return f"{_answers(score)} {'was' if _number(score) == 1 else 'were'}"
+    verb = "were"
+    if _number(score) == 1:
+        verb = "was"
+    return f"{_answers(score)} {verb}"
 
 
 def _share_of_words(before: Score | None, after: Score) -> str:
@@ -230,8 +247,3 @@ def _share_of_words(before: Score | None, after: Score) -> str:
 
 def _percent(score: Score) -> str:
     return f"{100 * _value(score):.0f} %"
-
-
-def _count(number: int, what: str) -> str:
-    """`1 answer`, `2 answers`."""
-    return f"{text.thousands(number)} {what}{'' if number == 1 else 's'}"

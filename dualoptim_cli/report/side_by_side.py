@@ -28,8 +28,9 @@ def side_by_side(results: Sequence[Results]) -> Iterator[tuple[Path, list[Score 
 def score_at(result: Results, path: Path) -> Score | None:
     """The score of a set or of the whole model, or None where it was not measured."""
     name, metric = path
-    metrics = result.summary if name == WHOLE and name not in result.sets else result.sets.get(name, {})
-    return metrics.get(metric)
+    if name == WHOLE and name not in result.sets:
+        return result.summary.get(metric)
+    return result.sets.get(name, {}).get(metric)
 
 
 def is_measured(row: Iterable[Score | None]) -> bool:
@@ -59,15 +60,18 @@ def news(before: Score, after: Score) -> News:
     if _touch(before, after):
         return "unsure"
     match after.better:
-        case "higher":
-            return "good" if after.value > before.value else "bad"
-        case "lower":
-            return "good" if after.value < before.value else "bad"
         case "neither":
             return "neutral"
+        case "higher":
+            is_better = after.value > before.value
+        case "lower":
+            is_better = after.value < before.value
         case target:
             goal = float(target.removeprefix("near "))
-            return "good" if abs(after.value - goal) < abs(before.value - goal) else "bad"
+            is_better = abs(after.value - goal) < abs(before.value - goal)
+    if is_better:
+        return "good"
+    return "bad"
 
 
 def _touch(before: Score, after: Score) -> bool:
@@ -80,12 +84,17 @@ def brought_back(after: Results, attacked: Sets) -> list[tuple[str, Score, Score
     """The sets of which an attack brings back more than the intervals explain: recall without it, and under it."""
     gains = []
     for name, scores in attacked.items():
-        metric = "rougeL" if "rougeL" in scores and scores["rougeL"].value is not None else "verbmem"
+        metric = "verbmem"
+        if "rougeL" in scores and scores["rougeL"].value is not None:
+            metric = "rougeL"
         plain, under = score_at(after, (name, metric)), scores.get(metric)
         if plain is None or under is None or plain.value is None or under.value is None:
             continue
-        low = under.value if under.low is None else under.low
-        high = plain.value if plain.high is None else plain.high
+        low, high = under.low, plain.high
+        if low is None:
+            low = under.value
+        if high is None:
+            high = plain.value
         if low > high:
             gains.append((name, plain, under))
     return gains

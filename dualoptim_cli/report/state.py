@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dualoptim_cli import strict_json
+from dualoptim_cli import strict_json, text
 from dualoptim_cli.errors import ExitCode, UserError, did_you_mean
 from dualoptim_cli.optim import summarize_state
 from dualoptim_cli.optim.partition import layer_of
@@ -50,6 +50,14 @@ class States:
             layers.update(dict.fromkeys(snapshot.layers))
         return list(layers)
 
+    @property
+    def has_conflict(self) -> bool:
+        """Whether there is a layer whose conflict is defined in a snapshot."""
+        for snapshot in self.snapshots:
+            if any(counts.conflict is not None for counts in snapshot.layers.values()):
+                return True
+        return False
+
     def to_json(self) -> dict[str, Any]:
         """Everything as plain data, the tensors of the newest whole state once and by themselves."""
         snapshots = [snapshot.to_json() for snapshot in self.snapshots]
@@ -60,7 +68,7 @@ class States:
             "what": self.what,
             "sampled": self.sampled,
             "snapshots": snapshots,
-            "tensors": self.detail.to_json()["tensors"] if self.detail else None,
+            "tensors": self.detail and self.detail.to_json()["tensors"],
         }
 
 
@@ -80,7 +88,9 @@ def load(path: Path, pair: tuple[str, str] | None = None) -> States:
         hint = f"Opening a pickle can run code that lies in it. {HOW_TO_SAVE}"
         raise UserError(f"{path} is a pickle, and those are never opened.", hint, ExitCode.INTEGRITY)
     beside = path.with_name(checkpoint.HEAD)
-    step, settings = _head(beside) if beside.is_file() else (None, None)
+    step, settings = None, None
+    if beside.is_file():
+        step, settings = _head(beside)
     snapshot = _snapshot(path, pair, step, settings)
     return States(path, "optimizer state", [snapshot], snapshot)
 
@@ -93,11 +103,13 @@ def _folder(path: Path, pair: tuple[str, str] | None) -> States:
     folders = checkpoint.found(path / "checkpoints") or checkpoint.found(path)
     if (path / history.NAME).is_file():
         states = _history(path, path / history.NAME, "run", pair)
-        return _with_detail(states, _checkpoint(folders[-1], pair)) if folders else states
+        if folders:
+            states = _with_detail(states, _checkpoint(folders[-1], pair))
+        return states
     if not folders:
         raise UserError(f"{path} holds no state.json and no checkpoint.", WHAT_TO_GIVE)
     snapshots = [_checkpoint(folder, pair) for folder in folders]
-    return States(path, f"{len(folders)} checkpoint{'s' if len(folders) > 1 else ''}", snapshots, snapshots[-1])
+    return States(path, text.count(len(folders), "checkpoint"), snapshots, snapshots[-1])
 
 
 def _history(path: Path, file: Path, what: str, pair: tuple[str, str] | None) -> States:
@@ -108,7 +120,7 @@ def _history(path: Path, file: Path, what: str, pair: tuple[str, str] | None) ->
     states = States(path, what, snapshots, sampled=True)
     compared = states.last.pair
     if pair and set(pair) != set(compared or ()):
-        shown = " and ".join(compared) if compared else "nothing"
+        shown = " and ".join(compared or ("nothing",))
         raise UserError(f"{path} compares {shown}; others cannot be had from it.", "Give a checkpoint.")
     return states
 
@@ -149,9 +161,10 @@ def _snapshot(
     for name in pair or ():
         if name not in owners:
             raise UserError(f'{path} has no objective "{name}".', did_you_mean(name, owners))
-    taken = sum(count for name, count in summary.steps.items() if name != "base")
+    if step is None:
+        step = sum(count for name, count in summary.steps.items() if name != "base")
     try:
-        return Snapshot.of(taken if step is None else step, summary, by_tensor=True)
+        return Snapshot.of(step, summary, by_tensor=True)
     except ValueError as error:
         raise UserError(f"{path} and its settings do not fit together.", HOW_TO_SAVE, ExitCode.INTEGRITY) from error
 
@@ -185,14 +198,17 @@ def _of_layers(snapshot: Snapshot, shown: Sequence[str]) -> Snapshot:
 def heat_map(states: States) -> HeatMap:
     """Conflict by layer over the steps. Raises UserError where there is none to show."""
     pair = states.last.pair
-    rows = [[value_at(snapshot, layer) for snapshot in states.snapshots] for layer in states.layers]
-    if pair is None or not any(value is not None for row in rows for value in row):
+    if pair is None or not states.has_conflict:
         raise UserError(f"There is no conflict to draw: {states.last.why or 'it is not defined here'}.")
+    rows = []
+    for layer in states.layers:
+        rows.append([value_at(snapshot, layer) for snapshot in states.snapshots])
     steps = [snapshot.step for snapshot in states.snapshots]
     return HeatMap(f"Conflict of {pair[0]} and {pair[1]} by layer", steps, states.layers, rows)
 
 
 def value_at(snapshot: Snapshot, layer: str) -> float | None:
     """A layer's conflict in a snapshot; None where it is not defined."""
-    counts = snapshot.layers.get(layer)
-    return counts.conflict if counts else None
+    if layer not in snapshot.layers:
+        return None
+    return snapshot.layers[layer].conflict

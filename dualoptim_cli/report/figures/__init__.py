@@ -55,8 +55,11 @@ class Scatter:
     @property
     def lowest(self) -> float:
         """Where the upright axis begins: a round number below every point and interval."""
-        ends = [end for _, y in self.points.values() for end in (y.value, y.low) if end is not None]
-        return max(0.0, math.floor((min(ends, default=0.0) - 0.01) * 10) / 10)
+        ends: list[float | None] = []
+        for _, y in self.points.values():
+            ends += [y.value, y.low]
+        lowest = min((end for end in ends if end is not None), default=0.0)
+        return max(0.0, math.floor((lowest - 0.01) * 10) / 10)
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,5 +85,7 @@ def _by_layer(measured: Sequence[Step]) -> HeatMap:
         layers.update(dict.fromkeys(step.conflict_by_layer))
     every = -(-len(measured) // MOST_COLUMNS)
     kept = measured[::every]
-    values = [[step.conflict_by_layer.get(layer) for step in kept] for layer in layers]
+    values = []
+    for layer in layers:
+        values.append([step.conflict_by_layer.get(layer) for step in kept])
     return HeatMap("Conflict by layer", [step.step for step in kept], list(layers), values)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from html import escape
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from dualoptim_cli import text
 from dualoptim_cli.evaluate.results import Score
@@ -67,11 +67,13 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
 
 
 def _place(value: float, low: float, high: float, start: float, length: float) -> float:
-    return start + (value - low) / (high - low) * length if high > low else start + length / 2
+    if high <= low:
+        return start + length / 2
+    return start + (value - low) / (high - low) * length
 
 
 def _curves(figure: Curves) -> str:
-    points = [point for line in figure.series.values() for point in line]
+    points = list(chain.from_iterable(figure.series.values()))
     xs, ys = [x for x, _ in points], [y for _, y in points]
     x_low, x_high = min(xs), max(xs)
     y_low, y_high = figure.bounds or (min(0.0, *ys), max(ys))

@@ -21,7 +21,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--plain", action="store_true", help="plain lines, as without a terminal")
     chosen = parser.parse_args(arguments)
     console = Screen(stderr=True)
-    watcher = PlainLines(sys.stderr) if chosen.plain else watch(console, title="dualopt", subtitle="a made-up run")
+    watcher = watch(console, title="dualopt", subtitle="a made-up run")
+    if chosen.plain:
+        watcher = PlainLines(sys.stderr)
     with suppress(KeyboardInterrupt), watcher:
         for seconds, event in rehearse(chosen.steps, chosen.layers):
             time.sleep(seconds / chosen.speed)

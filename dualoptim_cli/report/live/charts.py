@@ -31,10 +31,15 @@ ASCII = Glyphs(" .:-=+*%#", " .+#", " '+#", "-", "=", "-", "*", "-", "!")
 def area(values: Sequence[Column], rows: int, glyphs: Glyphs = UNICODE) -> list[str]:
     """Draw columns that rise from the least value to the greatest: `rows` strings, top first."""
     drawn = [value for value in values if value is not None]
-    low, high = (min(drawn), max(drawn)) if drawn else (0.0, 0.0)
+    low = min(drawn, default=0.0)
+    span = max(drawn, default=0.0) - low or 1.0
     steps = (len(glyphs.rising) - 1) * rows
-    span = high - low
-    levels = [0 if v is None else 1 + round((v - low) / span * (steps - 1) if span else 0) for v in values]
+    levels = []
+    for value in values:
+        if value is None:
+            levels.append(0)
+        else:
+            levels.append(1 + round((value - low) / span * (steps - 1)))
     return _stack(levels, rows, glyphs.rising)
 
 
@@ -44,10 +49,14 @@ def about_zero(values: Sequence[Column], rows: int, glyphs: Glyphs = UNICODE) ->
     What is known to be nearly zero is marked as such, so it differs from what is not known.
     """
     steps = (len(glyphs.above) - 1) * rows
-    heights = [None if value is None else _height(value, steps) for value in values]
-    above = _stack([max(height or 0, 0) for height in heights], rows, glyphs.above)
-    below = _stack([max(-(height or 0), 0) for height in heights], rows, glyphs.below)[::-1]
-    above[-1] = "".join(glyphs.zero if height == 0 else drawn for height, drawn in zip(heights, above[-1], strict=True))
+    heights = [_height(value or 0.0, steps) for value in values]
+    above = _stack([max(height, 0) for height in heights], rows, glyphs.above)
+    below = _stack([max(-height, 0) for height in heights], rows, glyphs.below)[::-1]
+    lowest = list(above[-1])
+    for place, (value, height) in enumerate(zip(values, heights, strict=True)):
+        if value is not None and height == 0:
+            lowest[place] = glyphs.zero
+    above[-1] = "".join(lowest)
     return above, below
 
 
@@ -57,13 +66,18 @@ def _height(value: float, steps: int) -> int:
     if abs(clamped) < 0.005:
         return 0
     height = max(1, round(abs(clamped) * steps))
-    return height if clamped > 0 else -height
+    if clamped < 0:
+        return -height
+    return height
 
 
 def _stack(levels: Sequence[int], rows: int, ramp: str) -> list[str]:
     """Spread each level over `rows` characters of the ramp, the lowest row filled first; top row first."""
     full = len(ramp) - 1
-    return ["".join(ramp[max(0, min(full, level - row * full))] for level in levels) for row in reversed(range(rows))]
+    lines = []
+    for row in reversed(range(rows)):
+        lines.append("".join(ramp[max(0, min(full, level - row * full))] for level in levels))
+    return lines
 
 
 def squeeze(values: Sequence[float], columns: int) -> list[float]:
@@ -87,4 +101,7 @@ def tick_labels(names: Sequence[str], pitch: int, width: int) -> str:
 
 def short_layer(name: str, pitch: int) -> str:
     """A layer's name (see `optim.partition.layer_of`) to stand under a column: cut to what the pitch allows."""
-    return name[: max(2, min(pitch - 1, 3 if name == "embeddings" else 4))]
+    longest = 4
+    if name == "embeddings":
+        longest = 3
+    return name[: max(2, min(pitch - 1, longest))]

@@ -20,6 +20,7 @@ from dualoptim_cli.report.live.progress import Phase, Progress
 
 OBJECTIVE_STYLES = ("dark_orange3", "deep_sky_blue3", "medium_purple3", "sea_green3", "light_coral", "tan")
 AGREE, OPPOSE, QUIET, BAR = "deep_sky_blue3", "indian_red", "bright_black", "sea_green3"
+WARNING = "bold dark_orange3"
 HEAD, TAIL = 20, 12  # columns left of a chart (label and number) and right of it (unit or legend)
 GAP = 2
 MOST_CHART_ROWS = 6
@@ -46,12 +47,14 @@ class Block:
 
 def draw(progress: Progress, frame: Frame, now: float) -> RenderableType:
     """Draw the panel: framed where there is room, in one line where there is next to none."""
-    if frame.height < 5 or frame.width < 40:
-        line = _under_way(progress, frame.width, now, frame.glyphs)
-        return _fit(line if frame.width >= 40 else _in_short(progress, now), frame.width)
+    if frame.width < 40:
+        return _fit(_in_short(progress, now), frame.width)
+    if frame.height < 5:
+        return _fit(_under_way(progress, frame.width, now, frame.glyphs), frame.width)
     inner = frame.width - 4
-    blocks = _choose(_blocks(progress, frame, inner, now), frame.height - 2)
-    lines = [_fit(line, inner) for block in blocks for line in block.lines]
+    lines = []
+    for block in _choose(_blocks(progress, frame, inner, now), frame.height - 2):
+        lines += [_fit(line, inner) for line in block.lines]
     return Panel(
         Group(*lines),
         title=Text(" ").join(_title(frame)),
@@ -72,29 +75,32 @@ def _title(frame: Frame) -> list[Text]:
 
 
 def _blocks(progress: Progress, frame: Frame, width: int, now: float) -> list[Block]:
-    blocks = [Block(5, [_phases(progress, width, frame.glyphs)])] if progress.ended else []
+    blocks = []
+    if progress.ended:
+        blocks.append(Block(5, [_phases(progress, width, frame.glyphs)]))
     if progress.open or not progress.over:
         blocks.append(Block(0, [_under_way(progress, width, now, frame.glyphs)]))
     if progress.training is None:
         return blocks
-    tall = _chart_rows(progress, frame.height)
-    losses = [
-        [Block(1 if index < 2 else 4, _loss(name, progress, index, width, tall, frame.glyphs))]
-        for index, name in enumerate(progress.objectives)
-    ]
-    apart = [_gap()] if tall > 1 else []
-    return [
-        *blocks,
+    rows = _chart_rows(progress, frame.height)
+    for index, name in enumerate(progress.objectives):
+        if index == 0 or rows > 1:
+            blocks.append(_gap())
+        rank = 4
+        if index < 2:
+            rank = 1
+        blocks.append(Block(rank, _loss(name, progress, index, width, rows, frame.glyphs)))
+    blocks += [
         _gap(),
-        *(block for index, loss in enumerate(losses) for block in [*(apart if index else []), *loss]),
+        Block(2, _conflict(progress, width, min(rows, 2), frame.glyphs)),
         _gap(),
-        Block(2, _conflict(progress, width, 2 if tall > 1 else 1, frame.glyphs)),
-        _gap(),
-        Block(3, _layers(progress, width, 2 if tall > 1 else 1, frame.glyphs)),
+        Block(3, _layers(progress, width, min(rows, 2), frame.glyphs)),
         _gap(),
         Block(2, _figures(progress, width)),
-        *([Block(2, troubles)] if (troubles := _troubles(progress, frame.glyphs)) else []),
     ]
+    if troubles := _troubles(progress, frame.glyphs):
+        blocks.append(Block(2, troubles))
+    return blocks
 
 
 def _gap() -> Block:
@@ -118,10 +124,12 @@ def _chart_rows(progress: Progress, height: int) -> int:
 def _phases(progress: Progress, width: int, glyphs: Glyphs) -> Text:
     """What has ended and how long it took, the latest ones if there is no room for all."""
     parts: list[Text] = []
+    room = width
     for name, seconds in reversed(progress.ended):
         part = Text.assemble((f"{glyphs.done} ", BAR), text.safe(name), (f" {text.took(seconds)}", QUIET))
-        if sum(known.cell_len + 3 for known in parts) + part.cell_len > width:
+        if part.cell_len > room:
             break
+        room -= part.cell_len + 3
         parts.insert(0, part)
     return Text("   ").join(parts)
 
@@ -147,21 +155,25 @@ def _in_short(progress: Progress, now: float) -> Text:
 
 def _time(progress: Progress, now: float) -> str:
     left = progress.left(now)
-    return f"{text.clock(now - progress.open[-1].started)} so far" if left is None else f"{text.clock(left)} left"
+    if left is None:
+        return f"{text.clock(now - progress.open[-1].started)} so far"
+    return f"{text.clock(left)} left"
 
 
 def _how_far(phase: Phase) -> str:
     """`138/180` where it fits beside the name, else `76%`; nothing where the length is not known."""
     if not phase.total:
         return ""
-    count = f"{phase.done}/{phase.total}"
-    fits = len(phase.name) + 1 + len(f"{phase.total}/{phase.total}") <= HEAD
-    return count if fits else f"{min(100, 100 * phase.done // phase.total)}%"
+    if len(phase.name) + 1 + len(f"{phase.total}/{phase.total}") <= HEAD:
+        return f"{phase.done}/{phase.total}"
+    return f"{min(100, 100 * phase.done // phase.total)}%"
 
 
 def _bar(phase: Phase, room: int, glyphs: Glyphs) -> Text:
     room = max(room, 0)
-    full = min(room, room * phase.done // phase.total) if phase.total else 0
+    full = 0
+    if phase.total:
+        full = min(room, room * phase.done // phase.total)
     return Text.assemble((glyphs.bar * full, BAR), (glyphs.track * (room - full), QUIET))
 
 
@@ -169,19 +181,20 @@ def _loss(name: str, progress: Progress, index: int, width: int, rows: int, glyp
     objective = progress.objectives[name]
     style = OBJECTIVE_STYLES[index % len(OBJECTIVE_STYLES)]
     columns = objective.curve.columns(_chart_width(width), progress.reached)
-    heads = [_head(name, text.loss(objective.shown) if objective.seen else "")]
-    tails = [f"lr {text.rate(objective.rate)}" if objective.seen else "", *_range(columns)]
-    return _rows(heads, charts.area(columns, rows, glyphs), tails, style, width)
-
-
-def _range(columns: Sequence[charts.Column]) -> list[str]:
-    """The bounds of a chart, for its second row and the third."""
-    values = [value for value in columns if value is not None]
-    return [f"max {text.loss(max(values))}", f"min {text.loss(min(values))}"] if values else []
+    loss, rate = "", ""
+    if objective.seen:
+        loss, rate = text.loss(objective.shown), f"lr {text.rate(objective.rate)}"
+    tails = [rate]
+    if values := [value for value in columns if value is not None]:
+        tails += [f"max {text.loss(max(values))}", f"min {text.loss(min(values))}"]
+    return _rows([_head(name, loss)], charts.area(columns, rows, glyphs), tails, style, width)
 
 
 def _chart_width(width: int) -> int:
-    return max(width - HEAD - GAP - (TAIL + GAP if _has_tails(width) else 0), 4)
+    room = width - HEAD - GAP
+    if _has_tails(width):
+        room -= TAIL + GAP
+    return max(room, 4)
 
 
 def _has_tails(width: int) -> bool:
@@ -198,7 +211,9 @@ def _head(label: str, value: str = "") -> Text:
 def _row(head: Text, chart: Text, tail: str, width: int) -> Text:
     chart.pad_right(_chart_width(width) - chart.cell_len)
     line = Text.assemble(head, " " * GAP, chart)
-    return line.append(" " * GAP + tail, QUIET) if _has_tails(width) else line
+    if _has_tails(width):
+        line.append(" " * GAP + tail, QUIET)
+    return line
 
 
 def _rows(heads: list[Text], drawn: list[str], tails: list[str], style: str, width: int) -> list[Text]:
@@ -208,7 +223,9 @@ def _rows(heads: list[Text], drawn: list[str], tails: list[str], style: str, wid
 
 
 def _conflict(progress: Progress, width: int, rows: int, glyphs: Glyphs) -> list[Text]:
-    value = "n/a" if progress.conflict is None else _number(text.signed(progress.conflict), glyphs)
+    value = text.shown(progress.conflict, text.signed, "n/a")
+    if glyphs is not charts.ASCII:
+        value = text.typographic(value)
     columns = progress.conflict_curve.columns(_chart_width(width), progress.reached)
     return _two_sided(_head("conflict", value), columns, width, rows, glyphs)
 
@@ -223,8 +240,11 @@ def _layers(progress: Progress, width: int, rows: int, glyphs: Glyphs) -> list[T
     group = -(-len(names) // len(values))
     pitch = max(1, min(5, room // len(values)))
     labels = charts.tick_labels([charts.short_layer(name, pitch) for name in names[::group]], pitch, room)
-    spread = [value if place < max(pitch - 1, 1) else None for value in values for place in range(pitch)]
-    strip = _two_sided(_head("by layer"), spread, width, rows, glyphs)
+    columns: list[charts.Column] = []
+    for value in values:
+        bar = max(pitch - 1, 1)
+        columns += [value] * bar + [None] * (pitch - bar)
+    strip = _two_sided(_head("by layer"), columns, width, rows, glyphs)
     return [*strip, _row(_head(""), Text(labels, QUIET), "", width)]
 
 
@@ -234,25 +254,19 @@ def _two_sided(head: Text, values: Sequence[charts.Column], width: int, rows: in
     return [*agree, *_rows([], below, ["oppose"], OPPOSE, width)]
 
 
-def _number(written: str, glyphs: Glyphs) -> str:
-    return written if glyphs is charts.ASCII else text.typographic(written)
-
-
 def _figures(progress: Progress, width: int) -> list[Text]:
     """Speed, memory, gradient and checkpoint, each in a place of its own."""
-    speed = progress.tokens_per_second
-    saved = progress.checkpoint
-    figures = [
-        ("tokens/s", "" if speed is None else text.thousands(speed)),
-        ("memory", text.size(progress.memory) if progress.memory else ""),
-        ("gradient", text.loss(progress.grad_norm) if progress.step else ""),
-        ("saved", "not yet" if saved is None else f"step {saved.step}"),
-    ][: max(1, width // 18)]
-    place = width // len(figures)
+    figures = {
+        "tokens/s": text.shown(progress.tokens_per_second, text.thousands),
+        "memory": text.shown(progress.memory or None, text.size),
+        "gradient": text.shown(progress.grad_norm, text.loss),
+        "saved": text.shown(progress.checkpoint, lambda saved: f"step {saved.step}", "not yet"),
+    }
+    places = min(len(figures), max(1, width // 18))
     line = Text()
-    for name, value in figures:
-        line.append(f"{name} ", QUIET).append(value)
-        line.pad_right(place * (figures.index((name, value)) + 1) - line.cell_len)
+    for place, name in enumerate(list(figures)[:places], 1):
+        line.append(f"{name} ", QUIET).append(figures[name])
+        line.pad_right(width // places * place - line.cell_len)
     return [line]
 
 
@@ -260,13 +274,15 @@ def _troubles(progress: Progress, glyphs: Glyphs) -> list[Text]:
     """What did not go as planned, a line for each: steps that were left out, and batches that had to be cut."""
     lines = []
     if progress.last_skipped:
-        steps = "1 step was" if progress.skipped == 1 else f"{progress.skipped} steps were"
-        last = progress.last_skipped
-        lines.append(f"{steps} skipped, the last one {last.step}: {text.safe(last.skipped)}")
+        verb = "were"
+        if progress.skipped == 1:
+            verb = "was"
+        steps, last = text.count(progress.skipped, "step"), progress.last_skipped
+        lines.append(f"{steps} {verb} skipped, the last one {last.step}: {text.safe(last.skipped)}")
     if len(set(progress.rows_at_once)) > 1:
         first, now = progress.rows_at_once[0], progress.rows_at_once[-1]
-        lines.append(f"{now} row{'s' if now > 1 else ''} at once, where there were {first}")
-    return [Text.assemble((f"{glyphs.warning} ", "bold dark_orange3"), line) for line in lines]
+        lines.append(f"{text.count(now, 'row')} at once, where there were {first}")
+    return [Text.assemble((f"{glyphs.warning} ", WARNING), line) for line in lines]
 
 
 def _fit(line: Text, width: int) -> Text:

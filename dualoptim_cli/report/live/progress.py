@@ -41,7 +41,9 @@ class Smooth:
     @property
     def value(self) -> float | None:
         """The average, or None before the first value."""
-        return self._sum / self._weight if self._weight else None
+        if not self._weight:
+            return None
+        return self._sum / self._weight
 
 
 class Curve:
@@ -67,8 +69,10 @@ class Curve:
             count = sum(self._counts[start:stop])
             if count:
                 drawn.append(sum(self._sums[start:stop]) / count)
+            elif drawn and column < round(reached * width):
+                drawn.append(drawn[-1])
             else:
-                drawn.append(drawn[-1] if drawn and column < round(reached * width) else None)
+                drawn.append(None)
         return drawn
 
 
@@ -106,7 +110,9 @@ class Objective:
     def shown(self) -> float:
         """The smoothed loss, unless the latest is not finite: that must be seen at once."""
         smoothed = self.smooth.value
-        return self.latest if smoothed is None or not math.isfinite(self.latest) else smoothed
+        if smoothed is None or not math.isfinite(self.latest):
+            return self.latest
+        return smoothed
 
 
 class Progress:
@@ -123,7 +129,7 @@ class Progress:
         self.conflict: float | None = None
         self.conflict_curve = Curve()
         self.conflict_by_layer: dict[str, float] = {}
-        self.grad_norm = math.nan
+        self.grad_norm: float | None = None
         self.memory = 0
         self.rows_at_once: list[int] = []  # as it was at first, and as it is now
         self.skipped = 0
@@ -202,7 +208,9 @@ class Progress:
     def tokens_per_second(self) -> float | None:
         """Tokens a second over the last steps."""
         tokens, seconds = self._tokens.value, self._seconds.value
-        return tokens / seconds if tokens is not None and seconds else None
+        if tokens is None or not seconds:
+            return None
+        return tokens / seconds
 
     def left(self, now: float) -> float | None:
         """Seconds left in what is under way now, or None where that cannot be said.
@@ -215,4 +223,6 @@ class Progress:
         if phase.name != TRAINING:
             return phase.left(now)
         seconds = self._seconds.value
-        return None if seconds is None else seconds * (phase.total - phase.done)
+        if seconds is None:
+            return None
+        return seconds * (phase.total - phase.done)

@@ -46,13 +46,19 @@ def _steps(steps: int, layers: int, chance: random.Random) -> Iterator[tuple[flo
     names = ["embeddings", *(str(index) for index in range(layers)), "norm", "head"]
     for step in range(1, steps + 1):
         share = step / steps
-        objective = "forget" if step % 6 == 1 else "retain"
-        level = _forget(share) if objective == "forget" else _retain(share)
-        measured = step % 10 == 0
-        skipped = "its loss is not a finite number" if step == steps * 2 // 3 else ""
-        if skipped:
+        objective, level = "retain", 0.08 + 1.4 * math.exp(-((share - 0.25) ** 2) / 0.02)
+        if step % 6 == 1:
+            objective, level = "forget", 0.7 + 6 * (1 - math.exp(-4 * share))
+        skipped, micro_batch = "", 16
+        if step == steps * 2 // 3:
+            skipped = "its loss is not a finite number"
             yield 0.0, Note(f"Step {step} is skipped: {skipped}. 2 more may be.", "warning")
+        if step > steps // 2:
+            micro_batch = 8
         by_layer = {name: _cosine(share, place / len(names), chance) for place, name in enumerate(names)}
+        conflict: float | None = sum(by_layer.values()) / len(by_layer)
+        if step % 10:
+            conflict, by_layer = None, {}
         yield (
             STEP_SECONDS,
             StepDone(
@@ -63,9 +69,9 @@ def _steps(steps: int, layers: int, chance: random.Random) -> Iterator[tuple[flo
                 tokens=chance.randint(700, 900),
                 seconds=STEP_SECONDS,
                 memory=612_000_000,
-                conflict=sum(by_layer.values()) / len(by_layer) if measured else None,
-                conflict_by_layer=by_layer if measured else {},
-                micro_batch=16 if step <= steps // 2 else 8,
+                conflict=conflict,
+                conflict_by_layer=by_layer,
+                micro_batch=micro_batch,
                 skipped=skipped,
             ),
         )
@@ -73,14 +79,6 @@ def _steps(steps: int, layers: int, chance: random.Random) -> Iterator[tuple[flo
             yield 0.0, CheckpointSaved(step, f"checkpoints/step-{step}", 62_000_000, 0.3)
         if step == steps // 2:
             yield 0.0, Note("Memory was short: 8 rows at a time now, same effective batch.", "warning")
-
-
-def _forget(share: float) -> float:
-    return 0.7 + 6 * (1 - math.exp(-4 * share))
-
-
-def _retain(share: float) -> float:
-    return 0.08 + 1.4 * math.exp(-((share - 0.25) ** 2) / 0.02)
 
 
 def _cosine(share: float, place: float, chance: random.Random) -> float:

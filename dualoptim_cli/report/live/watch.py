@@ -52,7 +52,9 @@ class LivePanel:
         self._clock = clock
         self._progress = Progress(clock())
         self._notes: deque[Note] = deque(maxlen=40)  # to print again when the terminal changes its size
-        self._glyphs = charts.UNICODE if console.encoding.startswith("utf") else charts.ASCII
+        self._glyphs = charts.ASCII
+        if console.encoding.startswith("utf"):
+            self._glyphs = charts.UNICODE
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._size = console.size
@@ -110,8 +112,9 @@ class LivePanel:
 
     def _say(self, note: Note) -> None:
         """Print a note above the panel, as a paragraph that hangs from its mark."""
-        warns = note.level == "warning"
-        mark = Text(self._glyphs.warning, "bold dark_orange3") if warns else Text(self._glyphs.note, panel.QUIET)
+        mark = Text(self._glyphs.note, panel.QUIET)
+        if note.level == "warning":
+            mark = Text(self._glyphs.warning, panel.WARNING)
         grid = Table.grid(padding=(0, 1))
         grid.add_row(mark, Text(text.safe(note.text)))
         self._console.print(grid)
@@ -147,8 +150,10 @@ class PlainLines:
 
     def _lines(self, event: Event, now: float) -> Iterator[tuple[str, str]]:
         match event:
-            case Note():
-                yield ("warning" if event.level == "warning" else "note"), event.text
+            case Note(words, level="warning"):
+                yield "warning", words
+            case Note(words):
+                yield "note", words
             case PhaseStarted():
                 self._due = now + self._seconds
                 yield "begin", event.name
@@ -169,7 +174,10 @@ class PlainLines:
                 yield "saved", f"step {event.step}, {text.size(event.bytes)}, {event.path}"
             case TrainingEnded():
                 name, seconds = self._progress.ended[-1]
-                yield "end", f"{name} ({text.took(seconds)}){'' if event.finished else ', interrupted'}"
+                words = f"{name} ({text.took(seconds)})"
+                if not event.finished:
+                    words += ", interrupted"
+                yield "end", words
 
     def _is_due(self, now: float) -> bool:
         if now < self._due:
@@ -188,15 +196,16 @@ class PlainLines:
 
     def _step(self, event: StepDone, now: float) -> str:
         progress = self._progress
-        total = progress.training.steps if progress.training else 0
-        losses = "".join(
-            f"  {name} {text.loss(item.shown):>7}" for name, item in progress.objectives.items() if item.seen
-        )
-        conflict = "" if progress.conflict is None else f"  conflict {text.signed(progress.conflict)}"
-        rates = "/".join(dict.fromkeys(text.rate(item.rate) for item in progress.objectives.values() if item.seen))
+        assert progress.training is not None
+        losses, rates = "", dict[str, None]()
+        for name, objective in progress.objectives.items():
+            if objective.seen:
+                losses += f"  {name} {text.loss(objective.shown):>7}"
+                rates[text.rate(objective.rate)] = None
+        conflict = text.shown(progress.conflict, lambda cosine: f"  conflict {text.signed(cosine)}")
         speed = text.thousands(progress.tokens_per_second or 0)
         return (
-            f"{_count(event.step, total)}{losses}{conflict}  lr {rates}"
+            f"{_count(event.step, progress.training.steps)}{losses}{conflict}  lr {'/'.join(rates)}"
             f"  {speed} tokens/s  {text.size(event.memory)}{_left(progress.left(now))}"
         )
 
@@ -213,7 +222,7 @@ def _count(done: int, total: int) -> str:
 
 
 def _left(seconds: float | None) -> str:
-    return "" if seconds is None else f"  {text.clock(seconds)} left"
+    return text.shown(seconds, lambda left: f"  {text.clock(left)} left")
 
 
 def watch(console: Console, *, title: str = "dualopt", subtitle: str = "") -> LivePanel | PlainLines:

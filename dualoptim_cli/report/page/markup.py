@@ -30,17 +30,23 @@ def page(title: str, body: str) -> str:
 
 def section(title: str, body: str) -> str:
     """A titled part of the page; nothing where it has no body."""
-    return f"<section><h2>{clean(title)}</h2>{body}</section>" if body else ""
+    return _unless_empty("<section><h2>{}</h2>{}</section>", title, body)
 
 
 def part(title: str, body: str) -> str:
     """A titled part of a section."""
-    return f"<h3>{clean(title)}</h3>{body}" if body else ""
+    return _unless_empty("<h3>{}</h3>{}", title, body)
 
 
 def folded(title: str, body: str) -> str:
     """A part that is folded until it is asked for, and always open on paper."""
-    return f"<details><summary>{clean(title)}</summary>{body}</details>" if body else ""
+    return _unless_empty("<details><summary>{}</summary>{}</details>", title, body)
+
+
+def _unless_empty(form: str, title: str, body: str) -> str:
+    if not body:
+        return ""
+    return form.format(clean(title), body)
 
 
 def paragraph(words: str) -> str:
@@ -51,7 +57,9 @@ def paragraph(words: str) -> str:
 def bullets(sentences: Iterable[str]) -> str:
     """Sentences, one below the other. Nothing where there is none."""
     items = "".join(f"<li><p>{clean(sentence)}</p></li>" for sentence in sentences)
-    return f"<ul>{items}</ul>" if items else ""
+    if not items:
+        return ""
+    return f"<ul>{items}</ul>"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
@@ -80,14 +88,16 @@ def cells_table(plain_table: PlainTable) -> str:
     rows = []
     for row in plain_table.rows:
         rows.append([_plain_cell(cell) for cell in row])
-    caption = paragraph(plain_table.caption) if plain_table.caption else ""
-    return table(plain_table.header, rows, "stacked") + caption
+    html = table(plain_table.header, rows, "stacked")
+    if plain_table.caption:
+        html += paragraph(plain_table.caption)
+    return html
 
 
 def _plain_cell(cell: Cell) -> str:
     if isinstance(cell, Number):
         return number(cell.value, cell.low, cell.high)
-    return clean("–" if cell is None else cell)
+    return text.shown(cell, clean, "–")
 
 
 def facts(values: Any) -> str:
@@ -97,13 +107,17 @@ def facts(values: Any) -> str:
 
 def gallery(figures: Sequence[Figure]) -> str:
     """Figures side by side where the page is wide enough. Nothing where there is none."""
+    if not figures:
+        return ""
     drawn = [f"<figure><figcaption>{clean(figure.title)}</figcaption>{svg.draw(figure)}</figure>" for figure in figures]
-    return f'<div class="figures">{"".join(drawn)}</div>' if drawn else ""
+    return f'<div class="figures">{"".join(drawn)}</div>'
 
 
 def digest(value: str | None) -> str:
     """A hash, which breaks where it must; nothing where there is none."""
-    return f'<code class="hash">{clean(value)}</code>' if value else ""
+    if not value:
+        return ""
+    return f'<code class="hash">{clean(value)}</code>'
 
 
 def cell(score: Score | None) -> str:
@@ -117,7 +131,9 @@ def cell(score: Score | None) -> str:
 
 def number(value: float, low: float | None, high: float | None) -> str:
     """A number to three places and, smaller, its interval."""
-    interval = "" if low is None or high is None else f"{low:.3f} to {high:.3f}"
+    interval = ""
+    if low is not None and high is not None:
+        interval = f"{low:.3f} to {high:.3f}"
     return f"{text.typographic(f'{value:.3f}')}<small>{text.typographic(interval)}</small>"
 
 
@@ -125,21 +141,21 @@ def flatten(values: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yield nested mappings and lists as dotted names and plain values, in their order."""
     if isinstance(values, Mapping):
         for key, value in values.items():
-            yield from flatten(value, f"{prefix}.{key}" if prefix else str(key))
+            yield from flatten(value, f"{prefix}.{key}".removeprefix("."))
     elif isinstance(values, list | tuple) and any(_nested(item) for item in values):
         for place, item in enumerate(values, start=1):
-            yield from flatten(item, f"{prefix}.{place}" if prefix else str(place))
+            yield from flatten(item, f"{prefix}.{place}".removeprefix("."))
     else:
         yield prefix, plain(values)
 
 
 def plain(value: Any) -> str:
     """A value in words."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(plain(item) for item in value)
-    return "none" if value is None else str(value)
+    if isinstance(value, bool):
+        return ("no", "yes")[value]
+    return text.shown(value, str, "none")
 
 
 def _nested(value: Any) -> bool:
@@ -148,4 +164,6 @@ def _nested(value: Any) -> bool:
 
 def _kind(cell: str) -> str:
     """Numbers stay on one line; the interval stands beside its value."""
-    return ' class="number"' if "<small>" in cell else ""
+    if "<small>" in cell:
+        return ' class="number"'
+    return ""

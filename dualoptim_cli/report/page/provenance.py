@@ -26,7 +26,7 @@ CHECK = "sha256sum -c record.json.sha256 · dualopt verify RUN"
 
 def summary(record: Record) -> dict[str, str]:
     """What a reader must know first: which request, which model, what was to go and to stay, and when."""
-    size = f" ({text.thousands(record.model.parameters)} parameters)" if record.model.parameters else ""
+    size = text.shown(record.model.parameters or None, lambda count: f" ({text.thousands(count)} parameters)")
     rows = {
         name.capitalize(): f"{text.thousands(part.rows)} rows of {part.source}, {part.use}"
         for name, part in record.data.items()
@@ -49,7 +49,9 @@ def of(record: Record) -> str:
     others = {key: value for key, value in plain.items() if key not in SHOWN}
     machine = "".join(f"<div>{part(key.capitalize(), facts(plain[key]))}</div>" for key in ("versions", "hardware"))
     seeds = f"<div>{part('Seeds', facts(record.seeds))}</div>"
-    used = f'<div class="columns">{machine}{seeds}</div>' + part("Others", facts(others) if others else "")
+    used = f'<div class="columns">{machine}{seeds}</div>'
+    if others:
+        used += part("Others", facts(others))
     return (
         section("What was used", _model(record.model) + _data(record.data) + used)
         + section("What was done, and when", _sessions(record) + _earlier(record) + _amendments(record))
@@ -61,7 +63,7 @@ def of(record: Record) -> str:
 def _training(record: Record) -> str:
     if record.steps is None:
         return ""
-    duration = "" if record.seconds is None else f" in {text.took(record.seconds)}"
+    duration = text.shown(record.seconds, lambda seconds: f" in {text.took(seconds)}")
     return f"{text.thousands(record.steps)} steps, the whole run{duration}"
 
 
@@ -93,20 +95,24 @@ def _data(data: dict[str, Data]) -> str:
         if each.columns:
             columns[name] = each.columns
     header = ["set", "source", "rows", "use", "during the run", "keyed hash (HMAC-SHA256)"]
-    read = folded("Columns that were read", facts(columns) if columns else "")
-    return part("Data", table(header, rows) + "".join(notes) + read)
+    body = table(header, rows) + "".join(notes)
+    if columns:
+        body += folded("Columns that were read", facts(columns))
+    return part("Data", body)
 
 
 def _same(data: Data) -> str:
     if data.after is None:
         return ""
-    return "unchanged" if data.before == data.after else "changed"
+    if data.before == data.after:
+        return "unchanged"
+    return "changed"
 
 
 def _sessions(record: Record) -> str:
     rows = []
     for each in record.sessions:
-        last = "" if each.last_step is None else str(each.last_step)
+        last = text.shown(each.last_step, str)
         rows.append([clean(each.began), clean(each.ended or "not noted"), str(each.after_step), last, _ending(each)])
     return part("Sessions", table(["began", "ended", "after step", "last step", "how it ended"], rows))
 
@@ -114,7 +120,7 @@ def _sessions(record: Record) -> str:
 def _ending(session: Session) -> str:
     if session.how == "running":
         return "killed, or still running"
-    return session.how if session.exit_code is None else f"{session.how} (exit {session.exit_code})"
+    return session.how + text.shown(session.exit_code, lambda code: f" (exit {code})")
 
 
 def _earlier(record: Record) -> str:
@@ -123,9 +129,13 @@ def _earlier(record: Record) -> str:
     rows = []
     for each in record.earlier:
         request = clean(each.request_id or "not named")
-        outcome = "gates passed" if each.passed else "a gate failed"
-        outcome += "" if each.checked else " (as the model says, not checked)"
-        model = "unchanged since" if each.unchanged else "changed since"
+        outcome, model = "a gate failed", "changed since"
+        if each.passed:
+            outcome = "gates passed"
+        if not each.checked:
+            outcome += " (as the model says, not checked)"
+        if each.unchanged:
+            model = "unchanged since"
         record_digest = digest(each.record_sha256 or "the record was not beside the model")
         rows.append([request, outcome, model, digest(each.run), record_digest])
     header = ["request", "outcome", "its model", "run", "SHA-256 of its record"]

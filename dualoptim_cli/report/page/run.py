@@ -100,7 +100,9 @@ def _result(record: Record, results: Mapping[str, Results]) -> str:
     others = [f"The gates of an earlier run that this model came from had failed: {name}." for name in failed]
     knew = record.verdict.model_knew_forget_rows
     words = plain_words(results.get("before"), results["after"], record.gates, knew=knew, others=others)
-    kind, mark = ("passed", "✓") if record.verdict.passed else ("failed", "✗")
+    kind, mark = "failed", "✗"
+    if record.verdict.passed:
+        kind, mark = "passed", "✓"
     body = "".join(paragraph(sentence) for sentence in [*words.facts, record.verdict.text])
     body += part("Warnings", bullets(words.warnings))
     body += part("Not measured", bullets(words.not_measured))
@@ -110,14 +112,18 @@ def _result(record: Record, results: Mapping[str, Results]) -> str:
 def _gates(gates: Sequence[Judgment]) -> str:
     rows = []
     for gate in gates:
-        outcome = '<span class="good">✓ passed</span>' if gate.passed else '<span class="bad">✗ failed</span>'
+        outcome = '<span class="bad">✗ failed</span>'
+        if gate.passed:
+            outcome = '<span class="good">✓ passed</span>'
         figure, bound = _figure(gate.value, gate.low, gate.high), _figure(gate.bound)
         rows.append([f"<code>{clean(gate.gate)}</code>", outcome, figure, bound, clean(how_sure(gate))])
     return table(["gate", "outcome", "measured", "bound", "how sure"], rows)
 
 
 def _figure(value: float | None, low: float | None = None, high: float | None = None) -> str:
-    return '<span class="quiet">n/a</span>' if value is None else number(value, low, high)
+    if value is None:
+        return '<span class="quiet">n/a</span>'
+    return number(value, low, high)
 
 
 def _scores(results: Mapping[str, Results], gates: Sequence[Judgment]) -> str:
@@ -140,7 +146,9 @@ def _scores(results: Mapping[str, Results], gates: Sequence[Judgment]) -> str:
             paths.append(path)
         else:
             others.append(row)
-    header = ["set", "metric", *results, *(["change"] if compared else []), "wanted"]
+    header = ["set", "metric", *results, "wanted"]
+    if compared:
+        header.insert(-1, "change")
     bars = [_only(bars, paths) for bars in describe.of_results(results)]
     return (
         table(header, main)
@@ -160,8 +168,10 @@ def _change(before: Score | None, after: Score | None) -> str:
     if change is None or before is None or after is None:
         return ""
     kind = news(before, after)
-    unsure = " <small>within the intervals</small>" if kind == "unsure" else ""
-    return f'<span class="{kind}">{text.typographic(f"{change:+.3f}")}</span>{unsure}'
+    html = f'<span class="{kind}">{text.typographic(f"{change:+.3f}")}</span>'
+    if kind == "unsure":
+        html += " <small>within the intervals</small>"
+    return html
 
 
 def _reasons(results: Mapping[str, Results]) -> str:
@@ -190,7 +200,9 @@ def _attacks(results: Mapping[str, Results]) -> str:
             failed.append(attack)
     header = ["attack", "set", "metric", "before", "after", "attacked", "back"]
     bars = [each for each in describe.of_attacks(before, after) if each.title not in failed]
-    nothing = paragraph(f"Nothing came back under {', '.join(failed)}.") if failed else ""
+    nothing = ""
+    if failed:
+        nothing = paragraph(f"Nothing came back under {', '.join(failed)}.")
     return (
         nothing
         + table(header, shown)
@@ -204,8 +216,7 @@ def _attack_rows(attack: str, before: Results, after: Results) -> list[list[str]
     for name, metrics in after.attacks[attack].items():
         for metric, attacked in metrics.items():
             plain = score_at(after, (name, metric))
-            gained = difference(plain, attacked)
-            back = "" if gained is None else text.typographic(f"{gained:+.3f}")
+            back = text.shown(difference(plain, attacked), lambda gain: text.typographic(f"{gain:+.3f}"))
             cells = map(cell, (score_at(before, (name, metric)), plain, attacked))
             rows.append([clean(attack), clean(name), clean(metric), *cells, back])
     return rows
@@ -214,4 +225,6 @@ def _attack_rows(attack: str, before: Results, after: Results) -> list[list[str]
 def _course(steps: Sequence[Step]) -> str:
     """The figures of the training."""
     drawn = describe.of_run(steps)
-    return paragraph(ABOUT_CONFLICT) + gallery(drawn) if drawn else ""
+    if not drawn:
+        return ""
+    return paragraph(ABOUT_CONFLICT) + gallery(drawn)

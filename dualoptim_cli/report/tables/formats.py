@@ -57,8 +57,11 @@ class PlainTable:
     @property
     def is_number(self) -> list[bool]:
         """Of each column, whether it holds numbers."""
-        columns = zip(*self.rows, strict=True) if self.rows else [()] * len(self.header)
-        return [any(isinstance(cell, Number) for cell in column) for column in columns]
+        numbers = [False] * len(self.header)
+        for row in self.rows:
+            for place, cell in enumerate(row):
+                numbers[place] |= isinstance(cell, Number)
+        return numbers
 
 
 def check(form: str) -> None:
@@ -84,7 +87,10 @@ def as_text(table: PlainTable, *, intervals: bool = True) -> str:
     for line in cells:
         aligned = []
         for cell, size, right in zip(line, widths, table.is_number, strict=True):
-            aligned.append(cell.rjust(size) if right else cell.ljust(size))
+            if right:
+                aligned.append(cell.rjust(size))
+            else:
+                aligned.append(cell.ljust(size))
         lines.append("  ".join(aligned).rstrip())
     lines.insert(1, "  ".join("─" * size for size in widths))
     if table.caption:
@@ -99,7 +105,9 @@ def as_csv(table: PlainTable) -> str:
     header: list[str] = []
     with_interval = _with_interval(table)
     for name, wide in zip(table.header, with_interval, strict=True):
-        header += [name, f"{name} low", f"{name} high"] if wide else [name]
+        header.append(name)
+        if wide:
+            header += [f"{name} low", f"{name} high"]
     writer.writerow(map(_no_formula, header))
     for row in table.rows:
         line: list[str] = []
@@ -112,15 +120,20 @@ def as_csv(table: PlainTable) -> str:
 def _csv_cells(cell: Cell, *, wide: bool) -> list[str]:
     """A cell, and both ends of its interval where its column has some."""
     if isinstance(cell, Number):
-        numbers = [cell.value, cell.low, cell.high] if wide else [cell.value]
-        return ["" if number is None else repr(number) for number in numbers]
-    return [_no_formula(cell or ""), *(["", ""] if wide else [])]
+        cells = [text.shown(number, repr) for number in (cell.value, cell.low, cell.high)]
+    else:
+        cells = [_no_formula(cell or ""), "", ""]
+    if wide:
+        return cells
+    return cells[:1]
 
 
 def _no_formula(words: str) -> str:
     """Words that a spreadsheet takes as words: one that begins like a formula is quoted."""
     safe = text.safe(words)
-    return f"'{safe}" if safe.startswith(("=", "+", "-", "@")) else safe
+    if safe.startswith(("=", "+", "-", "@")):
+        return f"'{safe}"
+    return safe
 
 
 def as_json(table: PlainTable) -> str:
@@ -141,12 +154,14 @@ def _json_value(cell: Cell) -> Any:
 
 def as_markdown(table: PlainTable) -> str:
     """A table of GitHub's Markdown, numbers to the right."""
-    rule = ["---:" if right else "---" for right in table.is_number]
+    rule = ["---" + ":" * right for right in table.is_number]
     lines = [[_in_markdown(name) for name in table.header], rule]
     for row in table.rows:
         lines.append([_in_markdown(_words(cell, "{} ({}–{})", missing="–")) for cell in row])
-    table_text = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return f"{table_text}\n{_in_markdown(table.caption)}\n" if table.caption else table_text
+    markdown = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    if table.caption:
+        markdown += f"\n{_in_markdown(table.caption)}\n"
+    return markdown
 
 
 def _in_markdown(words: str) -> str:
@@ -158,7 +173,7 @@ def _in_markdown(words: str) -> str:
 
 def as_latex(table: PlainTable) -> str:
     """A `tabular` with the rules of the package booktabs, to stand in a `table`."""
-    columns = "".join("r" if right else "l" for right in table.is_number)
+    columns = "".join("lr"[right] for right in table.is_number)
     lines = [f"\\begin{{tabular}}{{{columns}}}", "\\toprule", _latex_row(map(_in_latex, table.header)), "\\midrule"]
     lines += [_latex_row(map(_latex_cell, row)) for row in table.rows]
     lines += ["\\bottomrule", "\\end{tabular}"]
@@ -173,7 +188,7 @@ def _latex_row(cells: Any) -> str:
 
 def _latex_cell(cell: Cell) -> str:
     if not isinstance(cell, Number):
-        return "--" if cell is None else _in_latex(cell)
+        return text.shown(cell, _in_latex, "--")
     value = _minus(cell.plain)
     if cell.interval is None:
         return value
@@ -183,7 +198,7 @@ def _latex_cell(cell: Cell) -> str:
 
 def _minus(number: str) -> str:
     """A number whose minus is one: in text, LaTeX sets a hyphen."""
-    return f"$-${number[1:]}" if number.startswith("-") else number
+    return number.replace("-", "$-$", 1)
 
 
 LATEX_SIGNS = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -197,7 +212,7 @@ def _in_latex(words: str) -> str:
 
 def _words(cell: Cell, with_interval: str, *, missing: str, intervals: bool = True) -> str:
     if not isinstance(cell, Number):
-        return missing if cell is None else text.safe(cell)
+        return text.shown(cell, text.safe, missing)
     if cell.interval is None or not intervals:
         return cell.plain
     return with_interval.format(cell.plain, *cell.interval)

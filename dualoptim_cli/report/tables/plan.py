@@ -28,6 +28,12 @@ def screen(rehearsed: Rehearsed) -> RenderableType:
     """The whole of a dry run: steps and tokens, memory by part, disk, and three rows of each set."""
     plain = rehearsed.to_json()
     plan, refusal = plain["plan"], plain["refusal"]
+    fits = BAD
+    if plan["memory"]["fits"]:
+        fits = GOOD
+    samples: list[RenderableType] = []
+    for name, of_set in plain["samples"].items():
+        samples += _samples(name, of_set)
     parts: list[RenderableType] = [
         _heading(f"{plan['steps']} steps on {plain['model']}, {_count(plan)}"),
         *_lines(plain["notes"], QUIET),
@@ -35,22 +41,18 @@ def screen(rehearsed: Rehearsed) -> RenderableType:
         *_lines(plan["choices"], QUIET),
         _heading("Memory of a training step"),
         _memory(plan["memory"]),
-        *_lines([_verdict(plan["memory"])], GOOD if plan["memory"]["fits"] else BAD),
+        *_lines([_verdict(plan["memory"])], fits),
         *_lines([f"With {way}" for way in plan["advice"]], ""),
         _heading("Disk"),
         _disk(plan["disk"]),
         _heading("Rows as tokens"),
-        *(line for name, some in plain["samples"].items() for line in _samples(name, some)),
+        *samples,
         *_lines(plain["warnings"], WARNING),
-        *_lines(_refused(refusal) if refusal else [], BAD),
-        *_lines(["Nothing was loaded or trained."], ""),
     ]
-    return Group(*parts)
-
-
-def _refused(refusal: Mapping[str, str]) -> list[str]:
-    lines = [*refusal["message"].splitlines(), refusal["hint"]]
-    return ["Such a run would not begin.", *filter(None, lines)]
+    if refusal:
+        lines = ["Such a run would not begin.", *refusal["message"].splitlines(), refusal["hint"]]
+        parts += _lines(filter(None, lines), BAD)
+    return Group(*parts, *_lines(["Nothing was loaded or trained."], ""))
 
 
 def _heading(line: str) -> RenderableType:
@@ -63,17 +65,21 @@ def _lines(lines: Iterable[str], style: str) -> list[RenderableType]:
 
 def _count(plan: Mapping[str, Any]) -> str:
     parameters, trainable = plan["parameters"], plan["trainable"]
-    every = f"{_many(parameters)} parameters in {plan['dtype']}"
-    return f"{every}, all trained" if trainable == parameters else f"{every}, {_many(trainable)} trained"
+    trained = "all"
+    if trainable < parameters:
+        trained = _many(trainable)
+    return f"{_many(parameters)} parameters in {plan['dtype']}, {trained} trained"
 
 
 def _many(count: float) -> str:
     """A number of parameters: `20.0 M`, `6.74 B`."""
-    for unit in ("", " k", " M"):
-        if count < 999.5:
-            return f"{text.figures(count)}{unit}" if unit else f"{count:.0f}"
+    if count < 999.5:
+        return f"{count:.0f}"
+    for unit in ("k", "M"):
         count /= 1000
-    return f"{text.figures(count)} B"
+        if count < 999.5:
+            return f"{text.figures(count)} {unit}"
+    return f"{text.figures(count / 1000)} B"
 
 
 def _turns(plain: Mapping[str, Any]) -> RenderableType:
@@ -107,25 +113,25 @@ def _cells(*cells: str) -> Row:
 
 
 def _memory(memory: Mapping[str, Any]) -> RenderableType:
-    rows = [
-        _cells(name, text.size(part["highest"]), _at_peak(part["at_peak"])) for name, part in memory["parts"].items()
-    ]
+    rows = []
+    for name, part in memory["parts"].items():
+        rows.append(_cells(name, text.size(part["highest"]), text.shown(part["at_peak"] or None, text.size)))
     rows.append([*_cells("together", ""), Text(text.size(memory["peak"]), "bold")])
     state = memory["optimizer_state"]
     kinds = ", ".join(f"{kind} {text.size(size)}" for kind, size in state.items())
-    caption = [f"Optimizer state: {kinds}."] if len(state) > 1 else []
+    caption = []
+    if len(state) > 1:
+        caption.append(f"Optimizer state: {kinds}.")
     if memory["reference_copy_elsewhere"]:
         caption.append(f"The reference copy, {text.size(memory['reference_copy_elsewhere'])}, is on another device.")
     return _table(["part", "highest", "at the peak"], rows, numbers=1, caption=caption)
 
 
-def _at_peak(count: int) -> str:
-    return text.size(count) if count else ""
-
-
 def _verdict(memory: Mapping[str, Any]) -> str:
     rows = f"{memory['rows_at_once']} rows of up to {memory['row_tokens']} tokens at once"
-    fits = "fits" if memory["fits"] else "does not fit, or only just"
+    fits = "does not fit, or only just"
+    if memory["fits"]:
+        fits = "fits"
     peak, total, device = text.size(memory["peak"]), text.size(memory["total"]), memory["device"]
     return f"The peak, {peak} in the {memory['moment']} with {rows}, {fits}: {device} has {total}."
 
@@ -144,8 +150,10 @@ def _disk(disk: Mapping[str, Any]) -> RenderableType:
 def _table(header: Sequence[str], rows: Sequence[Row], *, numbers: int, caption: Sequence[str]) -> RenderableType:
     """A table without frame, its columns from `numbers` on to the right."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=QUIET)
-    for index, name in enumerate(header):
-        table.add_column(name, justify="right" if index >= numbers else "left", no_wrap=index >= numbers)
+    for name in header[:numbers]:
+        table.add_column(name)
+    for name in header[numbers:]:
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(*row)
     return Group(table, *_lines(caption, QUIET))
@@ -155,9 +163,12 @@ def _samples(name: str, samples: Sequence[Mapping[str, Any]]) -> Iterable[Render
     """`forget  forget.jsonl:17: 23 prompt + 31 answer`, and below it what the runs say, where that was asked for."""
     for sample in samples:
         runs = " + ".join(f"{run['tokens']} {run['kind']}" for run in sample["runs"])
-        cut = f", {sample['cut']} cut off" if sample["cut"] else ""
-        yield Text.assemble((f"{text.safe(name)}  ", QUIET), f"{text.safe(sample['row'])}: {runs}{cut}")
+        if sample["cut"]:
+            runs += f", {sample['cut']} cut off"
+        yield Text.assemble((f"{text.safe(name)}  ", QUIET), f"{text.safe(sample['row'])}: {runs}")
         for run in sample["runs"]:
             if "text" in run:
-                words = Text(text.safe(run["text"]), "" if run["kind"] == "answer" else QUIET)
+                words = Text(text.safe(run["text"]), QUIET)
+                if run["kind"] == "answer":
+                    words.style = ""
                 yield Padding(words, (0, 0, 0, 4))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Group, JustifyMethod
 from rich.table import Table
 from rich.text import Text
@@ -34,8 +35,9 @@ Row = tuple[Path, list[Score | None]]
 
 def summary(words: PlainWords) -> Group:
     """A result in plain words: the verdict, what is true now, warnings, and what was not measured."""
-    failed = words.verdict.startswith("Failed")
-    style = "bold indian_red" if failed else "bold sea_green3"
+    style = "bold sea_green3"
+    if words.verdict.startswith("Failed"):
+        style = "bold indian_red"
     lines = [Text(words.verdict + ".", style), *(Text(text.safe(fact)) for fact in words.facts)]
     for title, sentences in (("Warnings", words.warnings), ("Not measured", words.not_measured)):
         if sentences:
@@ -48,7 +50,9 @@ def before_after(before: Results, after: Results, reference: Results | None = No
 
     It shows the metrics that most people ask for and counts the others below.
     """
-    sides = {"before": before, "after": after, **({"reference": reference} if reference else {})}
+    sides = {"before": before, "after": after}
+    if reference:
+        sides["reference"] = reference
     rows = [(path, row) for path, row in side_by_side(list(sides.values())) if is_measured(row)]
     with_questions = {path[0] for path, _ in rows if path[1] == "rougeL"}
     short = []
@@ -56,8 +60,9 @@ def before_after(before: Results, after: Results, reference: Results | None = No
         stands_for_recall = path[1] == OF_TEXT and path[0] not in with_questions
         if path[1] in HEADLINE or stands_for_recall:
             short.append((path, row))
-    left_out = len(rows) - len(short)
-    caption = [f"In the results and the record: {left_out} more."] if left_out else []
+    caption = []
+    if len(rows) > len(short):
+        caption.append(f"In the results and the record: {len(rows) - len(short)} more.")
     return _side_by_side(list(sides), short, width, caption)
 
 
@@ -69,8 +74,11 @@ def gates(judgments: Sequence[Judgment], *, width: int = 80) -> Table:
     header = ["", "gate", "measured", "bound", "how sure"]
 
     def row(judgment: Judgment, interval: bool) -> list[Text]:
+        outcome = Text("FAIL", NEWS_STYLES["bad"])
+        if judgment.passed:
+            outcome = Text("pass", NEWS_STYLES["good"])
         return [
-            Text("pass", NEWS_STYLES["good"]) if judgment.passed else Text("FAIL", NEWS_STYLES["bad"]),
+            outcome,
             Text(text.safe(judgment.gate)),
             _number(judgment.value, judgment.low, judgment.high, interval),
             _number(judgment.bound),
@@ -87,7 +95,9 @@ def how_sure(judgment: Judgment) -> str:
     """Whether the verdict would be the same anywhere in the interval; or why there is no figure."""
     if judgment.reason:
         return judgment.reason
-    return "sure" if judgment.sure else "within its interval"
+    if judgment.sure:
+        return "sure"
+    return "within its interval"
 
 
 def scores(results: Mapping[str, Results], *, width: int = 80) -> Table:
@@ -107,7 +117,9 @@ def scores(results: Mapping[str, Results], *, width: int = 80) -> Table:
 
 
 def _side_by_side(names: Sequence[str], side_rows: Sequence[Row], width: int, caption: Sequence[str]) -> Table:
-    header = ["set", "metric", *names, *(["change"] if len(names) > 1 else []), "wanted"]
+    header = ["set", "metric", *names, "wanted"]
+    if len(names) > 1:
+        header.insert(-1, "change")
     rows = [_row(path, row, intervals=True) for path, row in side_rows]
     if _needs(header, rows) > width:
         rows = [_row(path, row, intervals=False) for path, row in side_rows]
@@ -124,14 +136,18 @@ def _gathered(names: Sequence[str]) -> str:
     sets, metrics = (list(dict.fromkeys(each)) for each in zip(*parts, strict=True))
     if len(parts) < len(sets) * len(metrics):
         return ", ".join(names)
-    return ", ".join(metrics) + (f" of {', '.join(sets)}" if sets != ["model"] else "")
+    if sets == ["model"]:
+        return ", ".join(metrics)
+    return f"{', '.join(metrics)} of {', '.join(sets)}"
 
 
 def attacks(
     before: Results | None, after: Results, *, names: tuple[str, str] = ("before", "after"), width: int = 80
 ) -> Table:
     """What each attack on a model brings back, beside what it knows by itself and, where known, knew before."""
-    header = ["attack", "set", "metric", *(names if before else names[1:]), "attacked", "back"]
+    header = ["attack", "set", "metric", *names, "attacked", "back"]
+    if not before:
+        header.remove(names[0])
     attacked_scores = []
     for attack, sets in after.attacks.items():
         for name, metrics in sets.items():
@@ -152,18 +168,18 @@ def attacks(
 
 
 def _row(path: tuple[str, str], row: Sequence[Score | None], *, intervals: bool) -> list[Text]:
-    change = [_change(row[0], row[1])] if len(row) > 1 else []
+    cells = [Text(text.safe(part)) for part in path]
+    cells += [_cell(score, intervals) for score in row]
+    if len(row) > 1:
+        cells.append(_change(row[0], row[1]))
     wanted = next((score.better for score in row if score), "")
-    return [
-        *(Text(text.safe(part)) for part in path),
-        *(_cell(score, intervals) for score in row),
-        *change,
-        Text(wanted, QUIET),
-    ]
+    return [*cells, Text(wanted, QUIET)]
 
 
 def _cell(score: Score | None, interval: bool) -> Text:
-    return Text() if score is None else _number(score.value, score.low, score.high, interval)
+    if score is None:
+        return Text()
+    return _number(score.value, score.low, score.high, interval)
 
 
 def _number(value: float | None, low: float | None = None, high: float | None = None, interval: bool = False) -> Text:
@@ -178,7 +194,9 @@ def _number(value: float | None, low: float | None = None, high: float | None = 
 def _bound(value: float) -> str:
     """Three decimals, without the zero that says nothing."""
     written = f"{value:.3f}"
-    return text.typographic(written.replace("0.", ".", 1) if abs(value) < 0.9995 else written)
+    if abs(value) < 0.9995:
+        written = written.replace("0.", ".", 1)
+    return text.typographic(written)
 
 
 def _change(before: Score | None, after: Score | None) -> Text:
@@ -190,21 +208,32 @@ def _change(before: Score | None, after: Score | None) -> Text:
 
 def _needs(header: Sequence[str], rows: Sequence[Sequence[Text]]) -> int:
     """Characters that the table takes up side by side, without folding a cell."""
-    columns = zip(*([Text(name) for name in header], *rows), strict=True)
-    return sum(max(cell.cell_len for cell in column) + GAP for column in columns)
+    needed = 0
+    for name, *column in zip(header, *rows, strict=True):
+        needed += max(cell_len(name), *(cell.cell_len for cell in column), 0) + GAP
+    return needed
 
 
 def _without_repeats(rows: list[list[Text]]) -> list[list[Text]]:
     """The rows with the name of a group (the first column) shown once, where it starts."""
-    starts = {row[0].plain: index for index, row in reversed(list(enumerate(rows)))}
-    return [[first if starts[first.plain] == index else Text(), *rest] for index, (first, *rest) in enumerate(rows)]
+    seen: set[str] = set()
+    lines = []
+    for first, *rest in rows:
+        if first.plain in seen:
+            lines.append([Text(), *rest])
+        else:
+            lines.append([first, *rest])
+        seen.add(first.plain)
+    return lines
 
 
 def _table(header: Sequence[str], rows: list[list[Text]], *, numbers: range, caption: Sequence[str]) -> Table:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, GAP - 1, 0, 0), header_style=QUIET, border_style=QUIET)
     table.show_edge = False
     for index, name in enumerate(header):
-        justify: JustifyMethod = "right" if name in ("change", "back") else "left"
+        justify: JustifyMethod = "left"
+        if name in ("change", "back"):
+            justify = "right"
         table.add_column(Text(text.safe(name)), justify=justify, no_wrap=index in numbers, overflow="fold")
     for row in rows:
         table.add_row(*row)

@@ -53,7 +53,7 @@ def render(states: States, *, top: int = 5, width: int = 80) -> Group:
     parts: list[RenderableType] = [_heading(states), *_broken(last), *_extremes(states)]
     if len(states.snapshots) > 1:
         parts.append(_titled("Over the run", over_time(states, width)))
-        if any(value_at(snapshot, layer) is not None for snapshot in states.snapshots for layer in states.layers):
+        if states.has_conflict:
             parts.append(_titled("Conflict by layer, over the steps", by_step(states, width)))
     after = f"after step {last.step}"
     by_layer = breakdown("layer", last.layers, width, since=(first.step, first.layers))
@@ -62,7 +62,9 @@ def render(states: States, *, top: int = 5, width: int = 80) -> Group:
     parts.append(_titled(f"By kind of tensor, {after}", by_kind))
     parts.append(_titled(f"What is stored, {after}", stored(states, width)))
     if states.detail and top:
-        title = "Largest tensors" if states.detail.why else "Tensors most in conflict"
+        title = "Tensors most in conflict"
+        if states.detail.why:
+            title = "Largest tensors"
         chosen = _most_in_conflict(states.detail, top)
         tensors = breakdown("tensor", chosen, width, since=(states.detail.step, chosen))
         parts.append(_titled(f"{title}, after step {states.detail.step}", tensors))
@@ -76,7 +78,9 @@ def _titled(title: str, table: RenderableType) -> Group:
 def _heading(states: States) -> Text:
     """What lies there, and which optimizer kept it how."""
     steps = [snapshot.step for snapshot in states.snapshots]
-    span = f"step {steps[0]}" if len(steps) == 1 else f"{len(steps)} snapshots, steps {steps[0]} to {steps[-1]}"
+    span = f"step {steps[0]}"
+    if len(steps) > 1:
+        span = f"{len(steps)} snapshots, steps {steps[0]} to {steps[-1]}"
     facts = _settings(states.last.settings)
     facts.append(text.size(sum(states.last.all.bytes.values())))
     if states.detail:
@@ -110,7 +114,7 @@ def _listed(numbers: Sequence[float]) -> str:
 def _broken(snapshot: Snapshot) -> Iterator[Text]:
     """A line for each tensor that holds numbers which are not finite."""
     for name, count in snapshot.nonfinite.items():
-        yield Text(f"Not finite: {count} number{'s' if count > 1 else ''} of {text.safe(name)}", "bold red")
+        yield Text(f"Not finite: {text.count(count, 'number')} of {text.safe(name)}", "bold red")
 
 
 def _extremes(states: States) -> Iterator[Text]:
@@ -129,7 +133,9 @@ def _extremes(states: States) -> Iterator[Text]:
             yield Text(text.safe(f"{words}: layer {layer} after step {step} ({number})."))
     if guarded:
         share, owner, step = max(guarded)
-        acted = "The guard had" if states.last.settings.guard != "none" else "A guard would have had"
+        acted = "The guard had"
+        if states.last.settings.guard == "none":
+            acted = "A guard would have had"
         yield Text(text.safe(f"{acted} most to do for {owner} after step {step}: {_share(share)} of the coordinates."))
 
 
@@ -147,7 +153,9 @@ def breakdown(label: str, parts: Mapping[str, Counts], width: int, *, since: tup
     if earlier is not parts and any(counts.conflict is not None for counts in parts.values()):
         changes = [_change(earlier.get(name), counts) for name, counts in parts.items()]
         columns.insert(1, Column(f"since {step}", changes, 3))
-    room = max(width - 16, 12) if label == "tensor" else 14
+    room = 14
+    if label == "tensor":
+        room = max(width - 16, 12)
     return _table([Column(label, [_name(name, room) for name in parts]), *columns], width)
 
 
@@ -224,7 +232,9 @@ def _notes(states: States) -> list[Text]:
         if last.why == NO_SETTINGS:
             notes.append(HOW_TO_SAVE)
     else:
-        off = "" if last.settings.guard != "none" else ", were it on"
+        off = ""
+        if last.settings.guard == "none":
+            off = ", were it on"
         notes = [WHAT_IT_IS.format(*last.pair), WHAT_GUARD.format(off)]
     if states.sampled:
         notes.append(SAMPLED)
@@ -248,8 +258,10 @@ def _table(columns: Sequence[Column], width: int, gap: int = GAP) -> Table:
         shown.remove(next(column for column in reversed(shown) if column.rank == worst))
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, gap - 1, 0, 0), header_style=QUIET, border_style=QUIET)
     table.show_edge = False
-    for index, column in enumerate(shown):
-        table.add_column(Text(column.head), justify="right" if index else "left", no_wrap=index > 0, overflow="fold")
+    first, *others = shown
+    table.add_column(Text(first.head), overflow="fold")
+    for column in others:
+        table.add_column(Text(column.head), justify="right", no_wrap=True, overflow="fold")
     for row in zip(*(column.cells for column in shown), strict=True):
         table.add_row(*row)
     return table
@@ -258,19 +270,25 @@ def _table(columns: Sequence[Column], width: int, gap: int = GAP) -> Table:
 def _name(name: str, room: int) -> Text:
     """A name; a long one keeps its end, which tells tensors apart."""
     shown = text.safe(name)
-    return Text(shown if len(shown) <= room else "…" + shown[1 - room :])
+    if len(shown) > room:
+        shown = "…" + shown[1 - room :]
+    return Text(shown)
 
 
 def _cosine(value: float | None) -> Text:
-    return Text("n/a", QUIET) if value is None else Text(text.typographic(text.signed(value)), _shade(value, "bold"))
+    if value is None:
+        return Text("n/a", QUIET)
+    return Text(text.typographic(text.signed(value)), _shade(value, "bold"))
 
 
 def _heat(value: float | None) -> Text:
     """A cosine without the zero that says nothing, in four characters."""
     if value is None:
         return Text("·", QUIET)
-    written = f"{value:+.2f}" if abs(value) < 0.995 else f"{value:+.1f}"
-    return Text(text.typographic(written.replace("0.", ".", 1)), _shade(value, "reverse"))
+    written = f"{value:+.2f}".replace("0.", ".", 1)
+    if abs(value) >= 0.995:
+        written = f"{value:+.1f}"
+    return Text(text.typographic(written), _shade(value, "reverse"))
 
 
 def _shade(value: float, strongest: str) -> str:
@@ -278,10 +296,14 @@ def _shade(value: float, strongest: str) -> str:
     strength = abs(value)
     if strength < 0.1:
         return QUIET
-    color = AGREE if value > 0 else OPPOSE
+    color = OPPOSE
+    if value > 0:
+        color = AGREE
     if strength < 0.4:
         return color
-    return f"{color} bold" if strength < 0.75 else f"{color} {strongest}"
+    if strength < 0.75:
+        return f"{color} bold"
+    return f"{color} {strongest}"
 
 
 def _change(before: Counts | None, now: Counts) -> Text:
@@ -293,8 +315,12 @@ def _change(before: Counts | None, now: Counts) -> Text:
 def _share(value: float | None) -> Text:
     if value is None:
         return Text("n/a", QUIET)
-    return Text("<0.1 %" if 0 < value < NEXT_TO_NOTHING else f"{100 * value:.1f} %")
+    if 0 < value < NEXT_TO_NOTHING:
+        return Text("<0.1 %")
+    return Text(f"{100 * value:.1f} %")
 
 
 def _figure(value: float | None) -> Text:
-    return Text("n/a", QUIET) if value is None else Text(f"{value:.3g}")
+    if value is None:
+        return Text("n/a", QUIET)
+    return Text(f"{value:.3g}")
