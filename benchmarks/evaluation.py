@@ -21,8 +21,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim_cli.data import Encoder, Examples, load_records
 from dualoptim_cli.evaluate.evaluator import measure
-from dualoptim_cli.evaluate.generate import generate
 from dualoptim_cli.evaluate.observe import Question, questions
+from dualoptim_cli.model.generate import generate
 
 SHARED = Path(__file__).parents[2] / "shared"
 ROUNDS = 3

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from dualoptim_cli.data import Encoded, Examples, Record, collate
-from dualoptim_cli.evaluate.generate import Advance, generate
 from dualoptim_cli.evaluate.metrics import Likelihoods, Row
+from dualoptim_cli.model.generate import Advance, generate
 from dualoptim_cli.objectives.heads import device_of
 from dualoptim_cli.objectives.likelihood import nll
 from dualoptim_cli.objectives.passes import over_logits

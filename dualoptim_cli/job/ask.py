@@ -82,8 +82,8 @@ def _answers(
 ) -> list[str]:
     """Load a model, ask it, and let go of it. With a `record`, its files must be those that the record names."""
     from dualoptim_cli.data import Encoder, Record
-    from dualoptim_cli.evaluate.generate import generate
     from dualoptim_cli.evaluate.observe import stop_tokens
+    from dualoptim_cli.model.generate import generate
     from dualoptim_cli.model.load import load
 
     settings = config.model.model_dump(include={"revision", "dtype", "device", "load_in", "trust_remote_code"})

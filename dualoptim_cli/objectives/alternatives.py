@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import nn
 
 from dualoptim_cli.data.batches import Examples
 from dualoptim_cli.errors import UserError, raise_all
-from dualoptim_cli.objectives.passes import write_answers
+from dualoptim_cli.model.generate import generate
+from dualoptim_cli.objectives.reference import at_rest
 
 ROUNDS = 5
 HOTTER = 1.5
@@ -73,17 +75,23 @@ class Alternatives:
         return {row: list(texts.values())[: self._samples] for row, texts in answers.items()}
 
     def _sample(self, model: nn.Module, rows: Sequence[int], turn: int) -> list[list[str]]:
+        """For each row as many answers as there are samples; they are all drawn together."""
         encoder, encoded = self._examples.encoder, self._examples.encode(rows)
-        written = write_answers(
-            model,
-            [row.prompt for row in encoded],
-            count=self._samples,
-            temperature=self._temperature * HOTTER**turn,
-            longest=int(LONGER * max(row.answer_tokens for row in encoded)),
-            seed=_digest(self._seed, turn, *rows) % 2**63,
-            eos_id=encoder.eos_id,
-        )
-        return [encoder.tokenizer.batch_decode(answers, skip_special_tokens=True) for answers in written]
+        prompts: list[tuple[int, ...]] = []
+        for row in encoded:
+            prompts += [row.prompt] * self._samples
+        with at_rest(model):
+            written = generate(
+                model,
+                prompts,
+                limit=int(LONGER * max(row.answer_tokens for row in encoded)),
+                stop={encoder.eos_id},
+                batch_size=len(prompts),
+                temperature=self._temperature * HOTTER**turn,
+                generator=torch.Generator().manual_seed(_digest(self._seed, turn, *rows) % 2**63),
+            )
+        texts = encoder.tokenizer.batch_decode(written, skip_special_tokens=True)
+        return [texts[start : start + self._samples] for start in range(0, len(texts), self._samples)]
 
     def _nothing_else(self, row: int) -> UserError:
         return UserError(

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dualoptim_cli.errors import UserError
-from dualoptim_cli.objectives.heads import TokenBatch, causal_lm, device_of, head_of, inputs_of
+from dualoptim_cli.objectives.heads import TokenBatch, causal_lm, head_of, inputs_of
 from dualoptim_cli.objectives.likelihood import Likelihood, in_rows, nll, widen
-from dualoptim_cli.objectives.reference import Frozen, at_rest
+from dualoptim_cli.objectives.reference import Frozen
 
 HELD = 2**25
 """Logits that are kept for the backward pass: 128 MiB of float32, 1 048 positions of a vocabulary of 32 000."""
@@ -103,42 +103,6 @@ def activations(model: nn.Module, batch: TokenBatch, layer: int) -> Tensor:
 
 class _Enough(Exception):
     """The layer asked for has been run."""
-
-
-def write_answers(
-    model: nn.Module,
-    prompts: Sequence[Sequence[int]],
-    *,
-    count: int,
-    temperature: float,
-    longest: int,
-    seed: int,
-    eos_id: int,
-) -> list[list[list[int]]]:
-    """Let a model answer each prompt `count` times by sampling; answers in tokens, without the end mark."""
-    device, width = device_of(model), max(map(len, prompts))
-    ids = torch.tensor([[eos_id] * (width - len(prompt)) + [*prompt] for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad(), at_rest(model):
-        torch.manual_seed(seed)
-        written = causal_lm(model).generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            do_sample=True,
-            temperature=temperature,
-            top_k=0,
-            top_p=1.0,
-            num_return_sequences=count,
-            max_new_tokens=longest,
-            eos_token_id=eos_id,
-            pad_token_id=eos_id,
-        )
-    answers = [_until(row, eos_id) for row in written[:, width:].tolist()]
-    return [answers[start : start + count] for start in range(0, len(answers), count)]
-
-
-def _until(tokens: list[int], end: int) -> list[int]:
-    return tokens[: tokens.index(end)] if end in tokens else tokens
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:

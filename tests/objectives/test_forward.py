@@ -19,6 +19,7 @@ from dualoptim_cli.data import Encoder, load_records
 from dualoptim_cli.data.batches import Examples
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.objectives import FORGET, RETAIN, find_objective, passes
+from dualoptim_cli.objectives.alternatives import Alternatives
 from dualoptim_cli.objectives.forward import Task, build_task, train_only_asked
 from dualoptim_cli.objectives.heads import assume_halves
 from dualoptim_cli.objectives.reference import Frozen
@@ -383,6 +384,20 @@ def test_alternatives_are_never_the_true_answer_though_the_model_knows_it_by_hea
         assert len(set(written)) == len(written)
 
 
+def test_alternatives_are_a_function_of_the_seed_and_leave_the_random_state_alone() -> None:
+    def written(seed: int) -> dict[str, list[str]]:
+        alternatives = Alternatives(letter_examples(), samples=3, temperature=1.0, seed=seed)
+        alternatives.write(model, [0, 4], lambda *_: None)
+        return alternatives.dump()
+
+    model, before = tiny_llama().train(), torch.get_rng_state()
+    first = written(1)
+    assert torch.equal(before, torch.get_rng_state())
+    assert model.training
+    assert first == written(1)
+    assert first != written(2)
+
+
 def test_another_draw_takes_another_alternative_and_all_of_them_come() -> None:
     found, _ = prepared("altpo")
     count = len(found.dump()["alternatives"]["4"])
@@ -391,10 +406,10 @@ def test_another_draw_takes_another_alternative_and_all_of_them_come() -> None:
 
 
 def test_a_row_without_alternatives_is_named_by_place_and_not_by_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    def only_the_truth(_: Any, prompts: Sequence[Any], *, count: int, **__: Any) -> list[list[list[int]]]:
-        return [[[] for _ in range(count)] for _ in prompts]
+    def nothing(_: Any, prompts: Sequence[Any], **__: Any) -> list[list[int]]:
+        return [[] for _ in prompts]
 
-    monkeypatch.setattr("dualoptim_cli.objectives.alternatives.write_answers", only_the_truth)
+    monkeypatch.setattr("dualoptim_cli.objectives.alternatives.generate", nothing)
     with pytest.raises(UserError) as caught:
         task("altpo").prepare(tiny_llama(), [1])
     assert "rows:2: altpo found no other answer" in caught.value.message

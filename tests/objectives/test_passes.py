@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dualoptim_cli.objectives import passes
 from dualoptim_cli.objectives.heads import head_of
@@ -97,28 +97,3 @@ def test_mixed_precision_reaches_both_halves_and_the_recomputation(monkeypatch: 
         gradients.append(model.lm_head.weight.grad.clone())
     assert loss.dtype == torch.float32
     torch.testing.assert_close(*gradients, rtol=0.05, atol=0.05)
-
-
-def written(model: nn.Module, prompts: list[list[int]], seed: int, temperature: float = 1.0) -> list[list[list[int]]]:
-    return passes.write_answers(model, prompts, count=3, temperature=temperature, longest=6, seed=seed, eos_id=1)
-
-
-def test_sampled_answers_are_a_function_of_the_seed_and_leave_the_random_state_alone() -> None:
-    model, prompts = tiny_llama().train(), [[4, 5, 6], [7, 8]]
-    before = torch.get_rng_state()
-    first = written(model, prompts, seed=1)
-    assert torch.equal(before, torch.get_rng_state())
-    assert model.training
-    assert first == written(model, prompts, seed=1)
-    assert first != written(model, prompts, seed=2)
-    assert [len(answers) for answers in first] == [3, 3]
-    assert all(len(answer) <= 6 and 1 not in answer for answers in first for answer in answers)
-
-
-def test_the_colder_the_sampling_the_nearer_to_the_likeliest_answer() -> None:
-    model = tiny_llama()
-    greedy = model.generate(
-        torch.tensor([[4, 5, 6]]), max_new_tokens=6, do_sample=False, pad_token_id=1, attention_mask=torch.ones(1, 3)
-    )[0, 3:].tolist()
-    for answer in written(model, [[4, 5, 6], [7, 8]], seed=0, temperature=1e-4)[0]:
-        assert answer == greedy[: len(answer)]

@@ -9,7 +9,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dualoptim_cli.data import Encoder, load_records
-from dualoptim_cli.evaluate.generate import generate
+from dualoptim_cli.model.generate import generate
 from tests.evaluate.lab import SHARED, lab_model, tiny_model
 
 PROMPTS = [[1, *[3 + (7 * i * (i + k)) % 300 for i in range(1, k)]] for k in (2, 9, 3, 17, 5, 5, 30, 12)]
