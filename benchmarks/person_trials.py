@@ -52,6 +52,7 @@ class Trial:
     forget_weight: float = 1.0
     retain_ratio: float = 1.0  # the rate of a step that keeps, in those of one that forgets
     per_token: bool = False  # npo over the tokens of the answers, as gd is
+    beta: float = 0.1  # of npo: the smaller, the less likely an answer has to be before it is left alone
     refusal: float = 0.0  # weight of idk beside npo
     freeze: bool = True  # embeddings and head
     contrast: bool = True  # the forget questions about other people, with the model's own answers, are kept, too
@@ -258,7 +259,7 @@ def run(bench: Bench, trial: Trial, subject: str) -> dict[str, float]:
         values, rows, _ = bench.nll(pairs)
         total = torch.zeros(len(pairs)).index_add(0, rows, values)
         before = torch.stack([reference[pair] for pair in pairs])
-        loss = -20 * functional.logsigmoid(0.1 * (total - before)).mean()
+        loss = -2 / trial.beta * functional.logsigmoid(trial.beta * (total - before)).mean()
         if trial.per_token:
             loss = loss * len(pairs) / len(values)
         if trial.refusal:

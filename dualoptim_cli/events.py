@@ -91,6 +91,14 @@ class CheckpointSaved:
 
 
 @dataclass(frozen=True, slots=True)
+class EndFound:
+    """After `step`, a rule has held often enough: training ends after step `last`, sooner than it began by saying."""
+
+    step: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
 class TrainingEnded:
     """Training is over after `step` steps; `finished` is False when it was interrupted."""
 
@@ -98,5 +106,15 @@ class TrainingEnded:
     finished: bool
 
 
-Event = PhaseStarted | PhaseAdvanced | PhaseEnded | Note | TrainingStarted | StepDone | CheckpointSaved | TrainingEnded
+Event = (
+    PhaseStarted
+    | PhaseAdvanced
+    | PhaseEnded
+    | Note
+    | TrainingStarted
+    | StepDone
+    | CheckpointSaved
+    | EndFound
+    | TrainingEnded
+)
 OnEvent = Callable[[Event], None]

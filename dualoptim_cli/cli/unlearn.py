@@ -69,6 +69,7 @@ KEYS = {
     "optimizer": "optimizer.name",
     "lr": "optimizer.lr",
     "steps": "schedule.steps",
+    "until": "schedule.until",
     "batch_size": "schedule.batch_size",
     "micro_batch_size": "schedule.micro_batch_size",
     "on_nonfinite": "schedule.on_nonfinite",
@@ -113,6 +114,10 @@ def unlearn(
     optimizer: Annotated[str | None, option("--optimizer", HOW, "dualoptim+ (default), dualoptim, adamw …")] = None,
     lr: Annotated[str | None, option("--lr", HOW, "Learning rate; auto goes by the model's width.")] = None,
     steps: Annotated[str | None, option("--steps", HOW, "Optimizer steps; auto goes by the forget set.")] = None,
+    until: Annotated[
+        list[str] | None,
+        option("--until", HOW, "End training once this gate holds (may repeat); gates: those of the run; off."),
+    ] = None,
     batch_size: Annotated[str | None, option("--batch-size", HOW, "Rows of an optimizer step.")] = None,
     micro_batch_size: Annotated[str | None, option("--micro-batch-size", HOW, "Rows in memory at once.")] = None,
     eight_bit: Annotated[bool, option("--8bit", HOW, "Keep the optimizer's state in 8 bits.")] = False,

@@ -93,11 +93,14 @@ class Observer:
         self.advance = advance
         self.refusals = refusals
 
-    def rows(self, questions: Sequence[Question], *, brief: bool = False, writes: bool = True) -> list[Row]:
+    def rows(
+        self, questions: Sequence[Question], *, brief: bool = False, writes: bool = True, halves: bool = True
+    ) -> list[Row]:
         """Return what the model says about each row, in their order.
 
         In brief: of its own answer alone, without paraphrases and wrong answers. Unless the model `writes`, no row
-        has a continuation: that takes most of the time.
+        has a continuation: that takes most of the time. Without `halves`, only a text that asks nothing is continued
+        from its middle.
         """
         own = self.likelihoods([Encoded(q.ids, ((q.start, len(q.ids)),)) for q in questions], _all_of_token)
         alternatives: list[Encoded] = []
@@ -106,7 +109,8 @@ class Observer:
                 alternatives += question.alternatives
         losses = iter(self.likelihoods(alternatives, _nll_of_token))
         starts = [q.start if writes and q.asks else None for q in questions]
-        middles = [q.middle if writes and q.middle > q.start else None for q in questions]
+        halved = [writes and q.middle > q.start and (halves or not q.asks) for q in questions]
+        middles = [q.middle if half else None for q, half in zip(questions, halved, strict=True)]
         continuations, rests = self._continue(starts, questions), self._continue(middles, questions)
         rows = []
         for number, question in enumerate(questions):

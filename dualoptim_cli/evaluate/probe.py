@@ -48,8 +48,10 @@ class Probe:
                 advance=lambda _: None,
             )
 
-    def measure(self, *, writes: bool) -> Scores:
+    def measure(self, *, writes: bool, brief: bool = False) -> Scores:
         """The scores of the model as it is now; those of continuations only where it `writes`.
+
+        In brief: of each row's own answer, and of answers to its question; no other answers, no second halves.
 
         The model is put in evaluation mode and back, and no random state of torch is used, so that a run with
         probes trains as one without.
@@ -57,7 +59,7 @@ class Probe:
         scores: Scores = {}
         with at_rest(self._model):
             for name, sample in self._samples.items():
-                rows = self._observers[name].rows(sample, writes=writes)
+                rows = self._observers[name].rows(sample, writes=writes, brief=brief, halves=not brief)
                 scores[name] = {}
                 for metric_name, metric in METRICS.items():
                     values = np.array([metric.value(row, forget=name in self._forget) for row in rows])

@@ -18,6 +18,7 @@ from dualoptim_cli.data.sources import place_of
 from dualoptim_cli.errors import UserError, raise_all
 from dualoptim_cli.evaluate.attacks import choose_attacks
 from dualoptim_cli.evaluate.gates import Gate, Scope, check_scope, parse_gate
+from dualoptim_cli.evaluate.metrics import METRICS
 from dualoptim_cli.evaluate.suites import choose_min_k
 from dualoptim_cli.job.phases import collect
 from dualoptim_cli.model.lora import check_adapting
@@ -49,6 +50,7 @@ class Brief:
 
     `attacks` are those that the user chose, None where the choice is left to the plan. `suites` are benchmarks that are
     measured beside the sets. `adapter` is the folder of the one that training goes on with.
+    `until` holds the gates that end training: None for those of the run, none where it lasts all its steps.
     """
 
     config: RunConfig
@@ -57,6 +59,7 @@ class Brief:
     attacks: Sequence[str] | None = None
     suites: Sequence[Suite] = ()
     adapter: Path | None = None
+    until: Sequence[Gate] | None = ()
 
     @classmethod
     def of(cls, config: RunConfig) -> Brief:
@@ -96,6 +99,8 @@ class Brief:
         brief = cls._measuring(config, faults)
         with collect(faults):
             brief.check_measures()
+        with collect(faults):
+            brief = replace(brief, until=_until(brief))
         with collect(faults):
             adapter = check_adapting(config.model, config.lora)
         raise_all(faults)
@@ -203,6 +208,35 @@ class Brief:
             hint = "Pass --forget FILE, or no --attacks."
             faults.append(UserError("Attacks bring back forget rows, and there are none.", hint))
         raise_all(faults)
+
+
+def usable_gates(brief: Brief, gates: Sequence[Gate]) -> list[Gate]:
+    """Those that may end training: of metrics of rows that it is shown, so that hold-out rows only ever measure it."""
+    trained = {name for name in brief.sets if name in brief.config.objectives}
+    usable = []
+    for gate in gates:
+        name, _, metric = gate.path.rpartition(".")
+        if name.partition(".")[0] in trained and metric in METRICS:
+            usable.append(gate)
+    return usable
+
+
+def _until(brief: Brief) -> Sequence[Gate] | None:
+    """The gates that end training, as the settings name them."""
+    schedule = brief.config.schedule
+    if not schedule.ends_by_rule:
+        return ()
+    if isinstance(schedule.until, str):
+        return None
+    gates = [parse_gate(text) for text in schedule.until]
+    usable = usable_gates(brief, gates)
+    unusable = [f'"{gate.text}"' for gate in gates if gate not in usable]
+    if unusable:
+        raise UserError(
+            f"schedule.until: {', '.join(unusable)} cannot end training.",
+            f"Name metrics of {', '.join(brief.config.objectives)}: what training is not shown only measures it.",
+        )
+    return gates
 
 
 def _sets(config: RunConfig) -> dict[str, RowSet]:

@@ -22,6 +22,7 @@ from dualoptim_cli.job.planning import Planned, plan
 from dualoptim_cli.job.recording import Recording, record_run
 from dualoptim_cli.job.ruler import Ruler
 from dualoptim_cli.job.training import Training
+from dualoptim_cli.job.until import build_rule
 from dualoptim_cli.model.load import Loaded, load
 from dualoptim_cli.model.lora import attach, check_trainable
 from dualoptim_cli.model.save import save_model
@@ -96,6 +97,7 @@ def unlearn(
                 planned,
                 loaded,
                 folder,
+                rule=build_rule(planned, ruler, loaded.model, before),
                 origin=recording.record.model.before.digest,
                 key=recording.key,
                 resume=resume,

@@ -98,7 +98,11 @@ def plan(opened: Opened, *, out: Path | None, on_event: OnEvent) -> Planned:
             micro_batch=numbers.micro_batch,
             shrinks=config.schedule.micro_batch_size == "auto",
             longest=(longest, most_counted),
-            checkpoints=checkpoints_at_once(config.checkpoint, rolls_back=config.schedule.on_collapse == "rollback"),
+            checkpoints=checkpoints_at_once(
+                config.checkpoint,
+                rolls_back=config.schedule.on_collapse == "rollback",
+                ends_by_rule=config.schedule.ends_by_rule,
+            ),
             out=out,
         )
     attacks, why_none = plan_attacks(brief, numbers, sum(len(opened.records[name]) for name in brief.forget))

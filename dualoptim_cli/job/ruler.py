@@ -11,7 +11,7 @@ import torch
 from dualoptim_cli.data import Examples
 from dualoptim_cli.evaluate.attacks import attack
 from dualoptim_cli.evaluate.evaluator import measure
-from dualoptim_cli.evaluate.gates import Judgment, default_gates, judge, keep_disagreements
+from dualoptim_cli.evaluate.gates import Gate, Judgment, default_gates, judge, keep_disagreements
 from dualoptim_cli.evaluate.judges import Judge, load_entailment, load_similarity
 from dualoptim_cli.evaluate.results import Results, Sets
 from dualoptim_cli.events import Note, OnEvent
@@ -114,7 +114,11 @@ class Ruler:
         return replace(results, attacks=recovered, settings=settings)
 
     def judge(self, results: Results, before: Results | None) -> tuple[Judgment, ...]:
-        """Hold the results against the job's gates, or against the usual ones where it has none of its own.
+        """Hold the results against the job's gates."""
+        return tuple(judge(self.gates(before), results, before=before, reference=self.reference))
+
+    def gates(self, before: Results | None) -> list[Gate]:
+        """The job's gates, or the usual ones where it has none of its own.
 
         Of a model that never knew the forget rows, the usual ones are only those that keep the rest.
         """
@@ -124,7 +128,7 @@ class Ruler:
             for gate in default_gates(before, forget=forget):
                 if knew or gate.path.partition(".")[0] not in forget:
                     gates.append(gate)
-        return tuple(judge(gates, results, before=before, reference=self.reference))
+        return gates
 
     def warn_of_disagreements(self, before: Results, after: Results) -> None:
         """Warn of sets to keep whose likelihood and wording do not agree about what was kept."""

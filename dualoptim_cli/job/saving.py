@@ -22,7 +22,8 @@ class Checkpoints:
     """Saves the state of one run below `folder`, at its `pace`.
 
     `step` is that of the newest checkpoint, 0 without any. `sound` is the newest one from a time when no objective was
-    about to collapse; with `spare_sound` it is kept beside the newest `keep`, so that the run can roll back to it.
+    about to collapse; with `spare_sound` it is kept beside the newest `keep`, so that the run can roll back to it. So
+    is `best`, the one at which the gates that end training held best so far.
     """
 
     folder: Path
@@ -35,6 +36,7 @@ class Checkpoints:
     on_event: OnEvent
     step: int = 0
     sound: Path | None = None
+    best: Path | None = None
 
     def due(self, step: int) -> bool:
         """Whether it is time to save after this step."""
@@ -46,6 +48,10 @@ class Checkpoints:
         `seals` are keyed codes of the run's other files as they are at this step.
         """
         begun = time.perf_counter()
+        is_best = standing.best_step == standing.step
+        spare = {self.best} if self.best and not is_best else set()
+        if self.sound and self.spare_sound:
+            spare.add(self.sound)
         path = checkpoint.save(
             self.folder,
             standing,
@@ -53,16 +59,25 @@ class Checkpoints:
             self.optimizer,
             self.identity,
             keep=self.keep,
-            spare={self.sound} if self.sound and self.spare_sound else set(),
+            spare=spare,
             seals=seals,
         )
         self.step = standing.step
         if standing.sound:
             self.sound = path
+        if is_best:
+            self.best = path
         size = sum(file.stat().st_size for file in path.iterdir())
         seconds = time.perf_counter() - begun
         self.pace.saved(seconds)
         self.on_event(CheckpointSaved(standing.step, str(path), size, seconds))
+
+    def restore_best(self) -> bool:
+        """Put the checkpoint at which the gates held best back into model and optimizer; whether there is one."""
+        if self.best is None:
+            return False
+        checkpoint.restore(checkpoint.read(self.best), self.model, self.optimizer)
+        return True
 
     def roll_back(self) -> int | None:
         """Put the newest sound checkpoint back into model and optimizer; its step, or None where there is none."""

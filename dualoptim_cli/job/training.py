@@ -24,6 +24,7 @@ from dualoptim_cli.plan.needs import explain
 from dualoptim_cli.record import history
 from dualoptim_cli.record.folder import RunFolder
 from dualoptim_cli.train import checkpoint, loop
+from dualoptim_cli.train.ending import Rule
 from dualoptim_cli.train.pace import Pace
 from dualoptim_cli.train.settings import Settings
 from dualoptim_cli.train.standing import Collapsed, Standing, Stopped
@@ -48,6 +49,7 @@ class Training:
     optimizer: Optimizer
     checkpoints: Checkpoints
     start: Standing
+    rule: Rule | None
     on_event: OnEvent
     should_stop: Callable[[], bool]
     key: bytes
@@ -60,6 +62,7 @@ class Training:
         loaded: Loaded,
         folder: RunFolder,
         *,
+        rule: Rule | None = None,
         origin: str,
         key: bytes,
         resume: bool,
@@ -87,6 +90,7 @@ class Training:
                 on_event(Note(f"{fault} The run goes back to the one before.", "warning"))
             on_event(Note(f"Going on after step {saved.step}."))
         sound = checkpoint.newest_sound(folder.checkpoints) if saved else None
+        best = checkpoint.folder_of(folder.checkpoints, saved.standing.best_step if saved else 0)
         checkpoints = Checkpoints(
             folder.checkpoints,
             loaded.model,
@@ -98,10 +102,13 @@ class Training:
             on_event=on_event,
             step=saved.step if saved else 0,
             sound=sound.folder if sound else None,
+            best=best if saved and saved.standing.best_step and best.is_dir() else None,
         )
         start = saved.standing if saved else Standing()
         log_code = str(saved.seals.get(folder.events.name)) if saved else None
-        return cls(planned, loaded, folder, tasks, optimizer, checkpoints, start, on_event, should_stop, key, log_code)
+        return cls(
+            planned, loaded, folder, tasks, optimizer, checkpoints, start, rule, on_event, should_stop, key, log_code
+        )
 
     def run(self) -> Trained:
         """Train to the end.
@@ -116,6 +123,7 @@ class Training:
             self.folder.path / history.NAME, steps=settings.steps, every=settings.conflict_every
         )
         snapshots.cut(self.start.step)
+        spares_best = self.rule is not None and config.checkpoint.every != 0
         embeddings: Any = self.loaded.model.get_input_embeddings()
         watches = build_watches(self.planned, int(embeddings.weight.shape[0]), self.on_event)
         with self.folder.event_log(self.start.step, self.key, self.log_code) as log:
@@ -130,19 +138,25 @@ class Training:
 
             def after_step(standing: Standing) -> bool:
                 stop = PROCESSES.any(self.should_stop())
-                last = standing.step == plan.steps and config.checkpoint.keep_at_end
-                if ((stop or last) and standing.step > self.checkpoints.step) or self.checkpoints.due(standing.step):
+                steps = standing.last or plan.steps
+                ended = standing.step == steps
+                if ended and not snapshots.due(standing.step):
+                    observe(self.optimizer, standing.step, due=True)
+                worth = (ended and config.checkpoint.keep_at_end) or (
+                    spares_best and standing.best_step == standing.step
+                )
+                if ((stop or worth) and standing.step > self.checkpoints.step) or self.checkpoints.due(standing.step):
                     save(standing)
                 if stop:
                     raise UserError(
-                        f"Interrupted after step {standing.step} of {plan.steps}; everything is saved.",
+                        f"Interrupted after step {standing.step} of {steps}; everything is saved.",
                         f"Go on with: {self.folder.resume_command}",
                         ExitCode.INTERRUPTED,
                     )
                 return True
 
-            def observe(optimizer: Optimizer, step: int) -> Conflict | None:
-                if not snapshots.due(step):
+            def observe(optimizer: Optimizer, step: int, due: bool = False) -> Conflict | None:
+                if not (due or snapshots.due(step)):
                     return measure_conflict(optimizer, *compared) if len(compared) > 1 else None
                 summary = summarize_state(optimizer, *compared, sample=history.SAMPLE)
                 snapshots.add(step, summary)
@@ -163,6 +177,7 @@ class Training:
                     measure_conflict=observe,
                     measure_probe=build_probe(self.planned, self.loaded.model),
                     name_rows=name_rows(self.planned.examples),
+                    rule=self.rule,
                 )
             except Collapsed as fault:
                 if config.schedule.on_collapse == "rollback":
@@ -172,6 +187,10 @@ class Training:
                 if fault.whole and fault.standing.step > self.checkpoints.step:
                     save(fault.standing)
                 raise self._with_way_out(fault) from fault
+        if self.rule and end.best_step not in (0, end.step) and end.hits == 0 and self.checkpoints.restore_best():
+            text = f"The gates held best after step {end.best_step} of {end.step}: that is the model which is kept."
+            self.on_event(Note(text, "warning"))
+            return Trained(end.best_step)
         return Trained(end.step)
 
     def _roll_back(self, fault: Collapsed) -> Trained:

@@ -19,6 +19,8 @@ PROBE_SHARE = 0.1
 """Of the passes of a run: what its probes may take where their rows are left to us."""
 PASSES_A_STEP = 3
 """Of a row in a training step, in forward passes: the backward pass takes about two."""
+MOST_RULE_ROWS = 24
+"""Of each set: what a look reads that decides whether training ends."""
 ROWS_AT_ONCE = 8192  # rows of a micro-batch × width of the model
 
 
@@ -78,6 +80,20 @@ def auto_probe_rows(steps: int, batch_size: int, *, every: int, sets: int) -> Ch
     share = probes * sets * rows / training
     why = f"rows of each of {sets} sets, in {probes} probes: about {share:.0%} of the passes of training"
     return Choice("eval.probe_rows", rows, why)
+
+
+def auto_look(schedule: ScheduleConfig, turns: Mapping[str, int], answers: int) -> Choice:
+    """How many steps lie between two looks of the rule that ends training, so that they take a tenth of its passes.
+
+    A look reads the likelihoods of `answers` answers. At the few looks whose likelihoods let the gates hold, the model
+    writes answers, too, which is not counted. Looks come at the ends of cycles.
+    """
+    joint = schedule.mode == "joint"
+    cycle = 1 if joint else sum(turns.values())
+    passes = PASSES_A_STEP * schedule.batch_size * (len(turns) if joint else 1)
+    every = math.ceil(answers / (PROBE_SHARE * passes) / cycle) * cycle
+    why = f"steps between looks at {answers} answers, about {PROBE_SHARE:.0%} of the passes of training"
+    return Choice("schedule.until", every, why)
 
 
 def auto_micro_batch(batch_size: int, width: int) -> Choice:

@@ -45,11 +45,12 @@ def plan_disk(*, trained: int, state: int, checkpoints: int, saved: int, leaves:
     )
 
 
-def checkpoints_at_once(settings: CheckpointConfig, *, rolls_back: bool) -> int:
+def checkpoints_at_once(settings: CheckpointConfig, *, rolls_back: bool, ends_by_rule: bool) -> int:
     """How many checkpoints lie on disk at a time: those kept, and one that is being written before an old one goes.
 
-    Without regular ones, there is still the one that an interrupt leaves; a run that may roll back spares one more.
+    Without regular ones, there is still the one that an interrupt leaves; a run that may roll back spares one more, and
+    so does one that ends by a rule: its best state.
     """
     if settings.every == 0:
         return 1
-    return settings.keep + 1 + rolls_back
+    return settings.keep + 1 + rolls_back + ends_by_rule

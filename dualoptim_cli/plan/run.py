@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from dualoptim_cli.config import EvalConfig, ScheduleConfig
-from dualoptim_cli.plan.choices import Choice, auto_lr, auto_micro_batch, auto_probe_rows, auto_steps
+from dualoptim_cli.plan.choices import (
+    MOST_RULE_ROWS,
+    Choice,
+    auto_look,
+    auto_lr,
+    auto_micro_batch,
+    auto_probe_rows,
+    auto_steps,
+)
 
 if TYPE_CHECKING:
     from dualoptim_cli.plan.needs import Needs
@@ -17,7 +25,8 @@ if TYPE_CHECKING:
 class Plan:
     """The numbers that a run goes by; `choices` are those that the user left to us, `needs` what it takes.
 
-    `probe_rows` are those of each set that are measured along the way, 0 where nothing is.
+    `probe_rows` are those of each set that are measured along the way, 0 where nothing is. `look_every` steps lie
+    between two looks of the rule that ends training, 0 where there is none; it looks at `look_rows` rows of each set.
     """
 
     steps: int
@@ -27,6 +36,8 @@ class Plan:
     choices: tuple[Choice, ...]
     needs: Needs | None = None
     probe_rows: int = 0
+    look_every: int = 0
+    look_rows: int = MOST_RULE_ROWS
 
     def to_json(self) -> dict[str, Any]:
         """The plan as JSON can hold it."""
@@ -36,6 +47,7 @@ class Plan:
             "batch_size": self.batch_size,
             "micro_batch": self.micro_batch,
             "probe_rows": self.probe_rows,
+            "look_every": self.look_every,
             "choices": [str(choice) for choice in self.choices],
             **(self.needs.to_json() if self.needs else {}),
         }
@@ -72,8 +84,21 @@ def plan_run(
     if probes.every is not None:
         auto = auto_probe_rows(steps, schedule.batch_size, every=probes.every, sets=sets)
         probe_rows = int(settle(probes.probe_rows, auto))
+    look_every = 0
+    if schedule.ends_by_rule:
+        look = auto_look(schedule, turns, sum(min(size, MOST_RULE_ROWS) for size in sizes.values()))
+        choices.append(look)
+        look_every = int(look.value)
     micro_batch = min(micro, schedule.batch_size)
-    return Plan(steps, lr, schedule.batch_size, micro_batch, tuple(choices), probe_rows=probe_rows)
+    return Plan(
+        steps,
+        lr,
+        schedule.batch_size,
+        micro_batch,
+        tuple(choices),
+        probe_rows=probe_rows,
+        look_every=look_every,
+    )
 
 
 def with_needs(plan: Plan, needs: Needs) -> Plan:

@@ -79,7 +79,7 @@ def save(
     with disk_errors_as_user_error(f"The checkpoint of step {standing.step}", root):
         root.mkdir(mode=0o700, exist_ok=True)
         _sweep(root)
-        final = root / f"step-{standing.step:08d}"
+        final = folder_of(root, standing.step)
         aside = root / f".{final.name}.partial"
         try:
             aside.mkdir()
@@ -128,6 +128,11 @@ def _digest(head: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
 
 
+def folder_of(root: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies below `root`."""
+    return root / f"step-{step:08d}"
+
+
 def found(root: Path) -> list[Path]:
     """The checkpoints below `root`, oldest first."""
     return sorted(path for path in root.glob("step-*") if path.is_dir())
@@ -141,7 +146,7 @@ def newest(root: Path) -> Search:
     faults: list[UserError] = []
     for folder in reversed(found(root)):
         try:
-            return Search(_read(folder), tuple(fault.message for fault in faults))
+            return Search(read(folder), tuple(fault.message for fault in faults))
         except UserError as fault:
             faults.append(fault)
     if not faults:
@@ -157,7 +162,7 @@ def newest_sound(root: Path) -> Checkpoint | None:
     """The newest whole checkpoint of a time when no objective was about to collapse; None where there is none."""
     for folder in reversed(found(root)):
         try:
-            checkpoint = _read(folder)
+            checkpoint = read(folder)
         except UserError:
             continue
         if checkpoint.standing.sound:
@@ -208,7 +213,8 @@ def bytes_needed(trained: int, state: int, *, checkpoints: int, model: int) -> i
     return checkpoints * (trained + state) + model
 
 
-def _read(folder: Path) -> Checkpoint:
+def read(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder. Raises UserError (exit 5) where it is not whole, or not what was saved."""
     try:
         head = json.loads((folder / HEAD).read_text(encoding="utf-8"))
         if isinstance(head, dict) and head.get("format", FORMAT) != FORMAT:

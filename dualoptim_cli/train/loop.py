@@ -21,8 +21,8 @@ import torch
 
 from dualoptim_cli.distributed import PROCESSES, Processes
 from dualoptim_cli.errors import ExitCode
-from dualoptim_cli.events import Note, OnEvent, StepDone, TrainingEnded, TrainingStarted
-from dualoptim_cli.train import memory
+from dualoptim_cli.events import EndFound, Note, OnEvent, StepDone, TrainingEnded, TrainingStarted
+from dualoptim_cli.train import ending, memory
 from dualoptim_cli.train.collapse import Watch
 from dualoptim_cli.train.device import accelerator_for, memory_in_use, own_precision
 from dualoptim_cli.train.gradient import METHODS, NotFinite, Passes, RowsTooLarge, Task
@@ -69,9 +69,12 @@ def train(
     measure_conflict: MeasureConflict = lambda *_: None,
     measure_probe: MeasureProbe | None = None,
     name_rows: NameRows = _by_number,
+    rule: ending.Rule | None = None,
     processes: Processes = PROCESSES,
 ) -> Standing:
     """Run the steps from `start` (the first one by default) to `settings.steps`; return where training then stands.
+
+    With a `rule`, training ends before, once it has held (see `ending`).
 
     `after_step(standing)` is called when a step is complete (to save, say); False from it ends the training there.
     `watches` name the objectives whose collapse ends it. Raises `Stopped`: exit 6 at numbers that are not finite,
@@ -90,6 +93,7 @@ def train(
         measure_conflict=measure_conflict,
         measure_probe=measure_probe,
         name_rows=name_rows,
+        rule=rule,
         processes=processes,
     )
     model.train()
@@ -103,15 +107,16 @@ def train(
         )
     )
     try:
-        while loop.standing.step < settings.steps:
+        while loop.standing.step < loop.last:
             on_event(loop.step())
+            loop.look()
             loop.check_collapse()
             if not after_step(loop.standing):
                 break
     finally:
         loop.unwrap()
     loop.report_probes()
-    on_event(TrainingEnded(step=loop.standing.step, finished=loop.standing.step == settings.steps))
+    on_event(TrainingEnded(step=loop.standing.step, finished=loop.standing.step == loop.last))
     return loop.standing
 
 
@@ -142,6 +147,7 @@ class _Loop:
         measure_conflict: MeasureConflict,
         measure_probe: MeasureProbe | None,
         name_rows: NameRows,
+        rule: ending.Rule | None,
         processes: Processes,
     ) -> None:
         self._accelerator = accelerator_for(model, settings.mixed_precision)
@@ -158,19 +164,32 @@ class _Loop:
         self._measure_probe = measure_probe
         self._seconds = {"steps": 0.0, "probes": 0.0}
         self._name_rows = name_rows
+        self._rule = rule
         self._processes = processes
         self._watches = dict(watches)
         for name in watches.keys() & start.watched.keys():
             self._watches[name] = watches[name].load(start.watched[name])
         self.standing = replace(start, micro_batch=start.micro_batch or settings.micro_batch)
+        if rule is not None:
+            self.standing = ending.start(self.standing, settings.steps, decays=self._decays)
         if self._accelerator.scaler is not None and start.scaler is not None:
             self._accelerator.scaler.load_state_dict(dict(start.scaler))
+
+    @property
+    def last(self) -> int:
+        """The step after which training ends, as far as is known."""
+        return self.standing.last or self._settings.steps
+
+    @property
+    def _decays(self) -> bool:
+        return self._settings.decay != "constant"
 
     def step(self) -> StepDone:
         """Take the step that is due, and say what was done."""
         begun, number = time.perf_counter(), self.standing.step
         due = self._schedule.at(number)
-        _aim(self._optimizer, due.turns, learning_rate(number, self._settings))
+        stretch = (self.standing.decay_from, self.last) if self._rule else None
+        _aim(self._optimizer, due.turns, learning_rate(number, self._settings, stretch))
         gradient = self._gradient(due)
         skipped = self._skip(gradient.fault) if gradient.fault else self._update()
         self._stepper.zero_grad(set_to_none=True)
@@ -196,6 +215,21 @@ class _Loop:
             probe=probe,
             probe_seconds=probe_seconds if probe else 0.0,
         )
+
+    def look(self) -> None:
+        """Let the rule look, where that is due, and set the end once it has held."""
+        if self._rule is None or not ending.due(self.standing, self._rule):
+            return
+        final = self.standing.step == self.last
+        with own_precision(self._model):
+            look = self._rule.look(final=final)
+        self._on_event(Note(f"Step {self.standing.step}: {look.words}"))
+        cycle = 1 if len(self._schedule.at(0).turns) > 1 else sum(self._schedule.turns.values())
+        before = self.last
+        self.standing = ending.advance(self.standing, look, cycle=cycle, decays=self._decays)
+        if self.last != before:
+            self._on_event(EndFound(self.standing.step, self.last))
+            self._on_event(Note(f"This held {ending.ENOUGH} times in a row: training ends after step {self.last}."))
 
     def unwrap(self) -> None:
         """Take mixed precision off the model again: what is measured and saved is the model in its own precision."""
@@ -326,7 +360,7 @@ class _Loop:
     def _probe(self) -> dict[str, dict[str, float]] | None:
         """What the model scores, after every so many steps; left out where memory does not suffice for it."""
         step, every = self.standing.step, self._settings.probe_every
-        if self._measure_probe is None or not every or (step % every and step != self._settings.steps):
+        if self._measure_probe is None or not every or (step % every and step != self.last):
             return None
         try:
             with own_precision(self._model):
@@ -348,7 +382,7 @@ class _Loop:
     def _conflict(self) -> Conflict | None:
         """The conflict, every so many steps; a measurement that memory does not suffice for is left out."""
         step = self.standing.step
-        if step % self._settings.conflict_every and step != self._settings.steps:
+        if step % self._settings.conflict_every and step != self.last:
             return None
         try:
             return self._measure_conflict(self._optimizer, step)

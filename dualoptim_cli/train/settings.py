@@ -27,12 +27,17 @@ class Settings:
     skips: int = 0
 
 
-def learning_rate(step: int, settings: Settings) -> float:
-    """The rate of a step counted from 0: a linear rise over the warm-up, then the decay, to reach 0 after the last."""
+def learning_rate(step: int, settings: Settings, stretch: tuple[int, int] | None = None) -> float:
+    """The rate of a step counted from 0: a linear rise over the warm-up, then the decay, to reach 0 after the last.
+
+    The decay takes all steps behind the warm-up. With a `stretch` (first, last), the rate is constant up to the first
+    of these steps, counted from 0, and is 0 once as many steps are done as the last says.
+    """
     rise = math.ceil(settings.warmup * settings.steps)
+    first, last = stretch or (rise, settings.steps)
     if step < rise:
         return settings.lr * (step + 1) / rise
-    if settings.decay == "constant":
+    if settings.decay == "constant" or step < first:
         return settings.lr
-    left = (settings.steps - step) / max(1, settings.steps - rise)
+    left = (last - step) / max(1, last - first)
     return settings.lr * (left if settings.decay == "linear" else (1 - math.cos(math.pi * left)) / 2)

@@ -15,6 +15,10 @@ class Standing:
 
     `step` steps are done; `micro_batch` rows fit into memory at once (0: as the settings say); `skipped` steps were
     left out; `watched` is what `collapse` has seen of each objective; `scaler` is the state of fp16's loss scale.
+
+    Where a rule ends training (`train.ending`): `hits` looks in a row at which it held; `decay_from` and `last`, the
+    steps at which the rate begins to fall and training ends, once they are known (0 before); `best_step` of the state
+    with the widest margin so far, `best_margin`.
     """
 
     step: int = 0
@@ -23,6 +27,11 @@ class Standing:
     sound: bool = True
     watched: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     scaler: Mapping[str, float] | None = None
+    hits: int = 0
+    decay_from: int = 0
+    last: int = 0
+    best_step: int = 0
+    best_margin: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for `json.dump`; `Standing(**data)` is the way back."""

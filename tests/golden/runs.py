@@ -86,6 +86,7 @@ BASE: dict[str, Any] = {
     "schedule": {
         "mode": "alternate",
         "steps": STEPS,
+        "until": "off",
         "batch_size": 4,
         "micro_batch_size": 4,
         "warmup": 0.1,

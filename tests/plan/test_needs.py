@@ -125,7 +125,10 @@ def test_the_checkpoint_that_is_being_written_counts(
     checkpoint: dict[str, Any], schedule: dict[str, Any], count: int
 ) -> None:
     rolls_back = schedule.get("on_collapse") == "rollback"
-    assert checkpoints_at_once(CheckpointConfig(**checkpoint), rolls_back=rolls_back) == count
+    assert checkpoints_at_once(CheckpointConfig(**checkpoint), rolls_back=rolls_back, ends_by_rule=False) == count
+    assert checkpoints_at_once(CheckpointConfig(**checkpoint), rolls_back=rolls_back, ends_by_rule=True) == count + (
+        checkpoint.get("every") != 0
+    )
 
 
 def test_what_a_run_is_to_replace_counts_as_free(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from dualoptim_cli.events import (
     CheckpointSaved,
+    EndFound,
     Event,
     PhaseAdvanced,
     PhaseEnded,
@@ -158,6 +159,10 @@ class Progress:
                 self._take_step(event)
             case CheckpointSaved():
                 self.checkpoint = event
+            case EndFound(_, last):
+                for phase in self.open:
+                    if phase.name == TRAINING:
+                        phase.total = last
             case TrainingEnded():
                 started = next((phase.started for phase in self.open if phase.name == TRAINING), now)
                 self._end(TRAINING, now - started)
@@ -193,6 +198,14 @@ class Progress:
             self.last_skipped = event
         self._tokens.add(event.tokens)
         self._seconds.add(event.seconds)
+
+    @property
+    def steps(self) -> int:
+        """How many steps training will have taken, as far as is known; 0 before it begins."""
+        for phase in self.open:
+            if phase.name == TRAINING:
+                return phase.total
+        return 0
 
     @property
     def reached(self) -> float:

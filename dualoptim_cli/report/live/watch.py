@@ -186,7 +186,7 @@ class PlainLines:
         return True
 
     def _is_last(self, event: StepDone) -> bool:
-        return self._progress.training is not None and event.step == self._progress.training.steps
+        return event.step == self._progress.steps
 
     def _phase(self, now: float) -> str:
         if not self._progress.open:
@@ -196,7 +196,6 @@ class PlainLines:
 
     def _step(self, event: StepDone, now: float) -> str:
         progress = self._progress
-        assert progress.training is not None
         losses, rates = "", dict[str, None]()
         for name, objective in progress.objectives.items():
             if objective.seen:
@@ -205,7 +204,7 @@ class PlainLines:
         conflict = text.shown(progress.conflict, lambda cosine: f"  conflict {text.signed(cosine)}")
         speed = text.thousands(progress.tokens_per_second or 0)
         return (
-            f"{_count(event.step, progress.training.steps)}{losses}{conflict}  lr {'/'.join(rates)}"
+            f"{_count(event.step, progress.steps)}{losses}{conflict}  lr {'/'.join(rates)}"
             f"  {speed} tokens/s  {text.size(event.memory)}{_left(progress.left(now))}"
         )
 
