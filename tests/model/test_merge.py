@@ -107,7 +107,7 @@ def test_a_chain_of_separate_adapters_is_merged_in_order(town: Path, adapter: Pa
 def test_an_adapter_that_a_later_one_has_taken_up_does_not_count_twice(
     way: str, town: Path, adapter: Path, tmp_path: Path
 ) -> None:
-    start, more = (adapter, {}) if way == "stacked" else (town / "model", {"adapter": str(adapter)})
+    start, more = (adapter, {}) if way == "stacked" else (town / "model", {"adapter": adapter})
     later = made(start, tmp_path / "later", seed=7, **more)
     alone = merge([str(later)], tmp_path / "alone")
     both = merge([str(adapter), str(later)], tmp_path / "both")
