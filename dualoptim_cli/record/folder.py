@@ -121,17 +121,17 @@ class RunFolder:
         if not self.metrics.is_file():
             return {}
         try:
-            found = strict_json.parse(self.metrics.read_bytes())
+            metrics = strict_json.parse(self.metrics.read_bytes())
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            metrics = None
+        if not isinstance(metrics, dict):
             raise UserError(f"{self.metrics} is not a JSON object.", "Start anew with --force.", ExitCode.INTEGRITY)
-        return found
+        return metrics
 
-    def write_metrics(self, found: Mapping[str, Any]) -> None:
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Replace the measurements as a whole."""
         with disk_errors_as_user_error("The measurement", self.path):
-            write_atomic(self.metrics, json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+            write_atomic(self.metrics, json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
 
     @contextmanager
     def event_log(self, first_step: int, key: bytes = b"", expected: str | None = None) -> Iterator[EventLog]:
@@ -152,7 +152,9 @@ class RunFolder:
 
     def _event_lines(self, first_step: int) -> Iterator[str]:
         """The lines of the first steps. A killed run can leave half a line behind them, which counts for nothing."""
-        text = self.events.read_text(encoding="utf-8", errors="replace") if self.events.is_file() else ""
+        text = ""
+        if self.events.is_file():
+            text = self.events.read_text(encoding="utf-8", errors="replace")
         lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")][:first_step]
         for number in range(1, first_step + 1):
             if number > len(lines) or _step(lines[number - 1]) != number:
@@ -210,7 +212,9 @@ def _numbers(value: Any) -> Any:
     """The value with null for what JSON has no number for."""
     if isinstance(value, dict):
         return {key: _numbers(each) for key, each in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

@@ -35,17 +35,17 @@ def hash_files(root: Path, names: Iterable[str]) -> dict[str, tuple[str, int]]:
     """SHA-256 and bytes of files below `root`, read in pieces by several threads at once; sorted by name."""
     listed = sorted(names)
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        found = pool.map(lambda name: (sha256(root / name), (root / name).stat().st_size), listed)
-        return dict(zip(listed, found, strict=True))
+        hashes = pool.map(lambda name: (sha256(root / name), (root / name).stat().st_size), listed)
+        return dict(zip(listed, hashes, strict=True))
 
 
 def files_below(root: Path) -> list[str]:
     """Every file and link below a folder by its path from there, with forward slashes; links are not followed."""
-    found = []
+    paths = []
     for above, folders, files in os.walk(root):
         links = [name for name in folders if Path(above, name).is_symlink()]
-        found += [Path(above, name).relative_to(root).as_posix() for name in (*files, *links)]
-    return sorted(found)
+        paths += [Path(above, name).relative_to(root).as_posix() for name in (*files, *links)]
+    return sorted(paths)
 
 
 def empty_folders_below(root: Path) -> list[str]:
@@ -56,7 +56,10 @@ def empty_folders_below(root: Path) -> list[str]:
 
 def model_files(folder: Path) -> list[str]:
     """The files in a model's folder that decide what it does."""
-    return sorted({path.name for pattern in MODEL_FILES for path in folder.glob(pattern) if path.is_file()})
+    names: set[str] = set()
+    for pattern in MODEL_FILES:
+        names.update(path.name for path in folder.glob(pattern) if path.is_file())
+    return sorted(names)
 
 
 def whole(hashes: Mapping[str, str]) -> str:
@@ -117,9 +120,12 @@ def keyed_files(key: bytes, source: str) -> dict[str, tuple[str, int]]:
     path = place_of(source)
     if path.is_file():
         return {path.name: _keyed_file(key, path)}
-    shown = [name for name in files_below(path) if not any(part.startswith(".") for part in name.split("/"))]
-    names = [name for name in shown if (path / name).is_file()]  # a pipe or device would be read for ever
-    return {name: _keyed_file(key, path / name) for name in names}
+    codes = {}
+    for name in files_below(path):
+        is_hidden = any(part.startswith(".") for part in name.split("/"))
+        if not is_hidden and (path / name).is_file():  # a pipe or device would be read for ever
+            codes[name] = _keyed_file(key, path / name)
+    return codes
 
 
 def keyed_text(key: bytes, *parts: str) -> str:

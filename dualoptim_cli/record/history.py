@@ -32,7 +32,9 @@ class History:
     def __init__(self, path: Path, *, steps: int, every: int = 1) -> None:
         self.path = path
         self._steps, self._every = steps, every * -(-steps // (every * MOST))
-        self._snapshots: list[dict[str, Any]] = _parse(path)[1] if path.is_file() else []
+        self._snapshots: list[dict[str, Any]] = []
+        if path.is_file():
+            self._snapshots = _parse(path)[1]
 
     def due(self, step: int) -> bool:
         """Whether a snapshot belongs to this step, a function of the step alone: resumed runs have the same ones."""
@@ -74,7 +76,8 @@ def _parse(path: Path) -> tuple[list[Snapshot], list[dict[str, Any]]]:
         data = strict_json.parse(path.read_bytes())
         return _File.model_validate(data).snapshots, data["snapshots"]
     except ValueError as error:
-        ways_on = " To go on with its run without a history of what was, delete it." if path.name == NAME else ""
-        hint = f"Give the {NAME} of a run, whole.{ways_on}"
+        hint = f"Give the {NAME} of a run, whole."
+        if path.name == NAME:
+            hint += " To go on with its run without a history of what was, delete it."
         message = f"{path} is cut short or is no history of a state."
         raise UserError(message, hint, ExitCode.INTEGRITY) from error

@@ -66,14 +66,16 @@ class BadRecord(UserError):
 def parse(data: bytes) -> Record:
     """Read the bytes of a record; raises BadRecord that says what is wrong with them."""
     try:
-        found = strict_json.parse(data)
+        content = strict_json.parse(data)
     except ValueError:
         raise UserError("is not JSON.") from None
-    version = found.get("schema") if isinstance(found, dict) else None
+    version = None
+    if isinstance(content, dict):
+        version = content.get("schema")
     if version != SCHEMA:
         raise BadRecord(f"has schema {version!r}; this version of dualopt reads {SCHEMA}.")
     try:
-        return Record.model_validate(found)
+        return Record.model_validate(content)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise BadRecord(f"is not a whole record: {where} {error.errors()[0]['msg'].lower()}.") from None
@@ -96,8 +98,9 @@ def _write_sealed(run: Path, data: bytes, key: bytes | None, before_seal: Callab
     if key is None:
         seal.unlink(missing_ok=True)
     else:
-        line = seal_of(data, key).decode()
-        old = seal.read_text(encoding="ascii", errors="replace") if seal.is_file() else ""
+        line, old = seal_of(data, key).decode(), ""
+        if seal.is_file():
+            old = seal.read_text(encoding="ascii", errors="replace")
         write_atomic(seal, old + line)
     write_atomic(run / RECORD, data.decode())
     before_seal()
@@ -199,7 +202,9 @@ def _read_mark(path: Path) -> dict[str, Any]:
         ours = isinstance(content["schema"], int) and bool(re.fullmatch("[0-9a-f]{32}", content["run"]))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    return content if ours else {}
+    if not ours:
+        return {}
+    return dict(content)
 
 
 def files_of(run: Path) -> list[str]:
@@ -273,7 +278,9 @@ def _without_last(record: Record) -> Record:
 
 
 def _first_word(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace").partition(" ")[0] if path.is_file() else ""
+    if not path.is_file():
+        return ""
+    return path.read_text(encoding="utf-8", errors="replace").partition(" ")[0]
 
 
 def _digest_on_disk(run: Path) -> str:

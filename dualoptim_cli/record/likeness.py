@@ -39,44 +39,53 @@ class Run:
 
 def open_run(path: Path) -> Run:
     """Read a run for comparison; its key is used if it lies beside the folder. Raises UserError without a record."""
-    beside = key_file(path)
-    return Run(path, ledger.read(path), read_key(beside) if beside.is_file() else None)
+    beside, key = key_file(path), None
+    if beside.is_file():
+        key = read_key(beside)
+    return Run(path, ledger.read(path), key)
 
 
 def differences(runs: Sequence[Run]) -> list[str]:
     """What keeps these runs from being compared with the first, one sentence each."""
-    first, found = runs[0], []
-    for other in runs[1:]:
+    first, *others = runs
+    sentences = []
+    for other in others:
         pair = f"{first.name} and {other.name}"
-        found += [f"{pair} {what}." for what in _pair(first, other)]
-    return found
+        sentences += [f"{pair} {what}." for what in _pair(first, other)]
+    return sentences
 
 
 def settings_that_differ(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """The settings in which runs differ, each with what it is in every run; names of data and requests aside."""
-    of_each = [run.settings for run in runs]
-    names = dict.fromkeys(name for settings in of_each for name in settings)
-    rows = {name: [settings.get(name) for settings in of_each] for name in names}
-    return {name: row for name, row in rows.items() if name not in ("request_id",) and any(x != row[0] for x in row)}
+    names: dict[str, None] = {}
+    for run in runs:
+        names |= dict.fromkeys(run.settings)
+    differing = {}
+    for name in names:
+        values = [run.settings.get(name) for run in runs]
+        if name != "request_id" and any(value != values[0] for value in values):
+            differing[name] = values
+    return differing
 
 
 def _pair(first: Run, other: Run) -> list[str]:
-    found = []
+    differing = []
     if first.record.model.before.digest != other.record.model.before.digest:
-        found.append(f"began with different models ({first.record.model.name}, {other.record.model.name})")
+        differing.append(f"began with different models ({first.record.model.name}, {other.record.model.name})")
     mine, theirs = first.record.data, other.record.data
-    found += [f"differ in their data: only one has {name}" for name in sorted(mine.keys() ^ theirs.keys())]
+    differing += [f"differ in their data: only one has {name}" for name in sorted(mine.keys() ^ theirs.keys())]
     for name in sorted(mine.keys() & theirs.keys()):
         if not _same_data(mine[name], theirs[name], first.key, other.key):
-            found.append(f"differ in the rows of {name} ({mine[name].source}, {theirs[name].source})")
-    how = [_how_measured(run.record) for run in (first, other)]
-    if not all(each.get("attacks") for each in how):  # then there are none to compare, and scores know nothing of them
-        how = [{key: value for key, value in each.items() if key not in OF_ATTACKS} for each in how]
-    return found + [
-        f"differ in how they were measured: {key} is {_said(how[0].get(key))} and {_said(how[1].get(key))}"
-        for key in sorted(how[0].keys() | how[1].keys())
-        if how[0].get(key) != how[1].get(key)
-    ]
+            differing.append(f"differ in the rows of {name} ({mine[name].source}, {theirs[name].source})")
+    ours, others = _how_measured(first.record), _how_measured(other.record)
+    keys = ours.keys() | others.keys()
+    if not (ours.get("attacks") and others.get("attacks")):  # none to compare, and scores know nothing of them
+        keys = keys - set(OF_ATTACKS)
+    for key in sorted(keys):
+        if ours.get(key) != others.get(key):
+            values = f"{_in_words(ours.get(key))} and {_in_words(others.get(key))}"
+            differing.append(f"differ in how they were measured: {key} is {values}")
+    return differing
 
 
 def _how_measured(record: Record) -> dict[str, Any]:
@@ -89,10 +98,12 @@ def _how_measured(record: Record) -> dict[str, Any]:
     return settings
 
 
-def _said(value: Any) -> str:
+def _in_words(value: Any) -> str:
     if value is None:
         return "not set"
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return str(value)
 
 
 def _same_data(mine: Data, theirs: Data, key: bytes | None, other_key: bytes | None) -> bool:
@@ -107,17 +118,18 @@ def _same_data(mine: Data, theirs: Data, key: bytes | None, other_key: bytes | N
         return _content(mine.source) == _content(theirs.source)
     if key and key == other_key:
         return False
-    told = [(each.source, each.rows, each.before.bytes) for each in (mine, theirs)]
-    return told[0] == told[1]
+    return (mine.source, mine.rows, mine.before.bytes) == (theirs.source, theirs.rows, theirs.before.bytes)
 
 
 def _unchanged(data: Data, key: bytes) -> bool:
-    found = {name: code for name, (code, _) in keyed_files(key, data.source).items()}
-    return bool(found) and found == data.before.files
+    codes = {name: code for name, (code, _) in keyed_files(key, data.source).items()}
+    return bool(codes) and codes == data.before.files
 
 
 def _content(source: str) -> list[str]:
     """What a source holds today, whatever its files are called; it stays in memory."""
     path = place_of(source)
-    root, names = (path.parent, [path.name]) if path.is_file() else (path, list(keyed_files(b"", source)))
+    root, names = path, list(keyed_files(b"", source))
+    if path.is_file():
+        root = path.parent
     return [digest for digest, _ in hash_files(root, names).values()]

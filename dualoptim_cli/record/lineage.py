@@ -27,8 +27,8 @@ def model_state(folder: Path, *adapters: Path) -> ModelState:
 
 
 def _entries(folder: Path) -> dict[str, File]:
-    found = hash_files(folder, model_files(folder))
-    return {name: File(sha256=digest, bytes=size) for name, (digest, size) in found.items()}
+    hashes = hash_files(folder, model_files(folder))
+    return {name: File(sha256=digest, bytes=size) for name, (digest, size) in hashes.items()}
 
 
 def mark(record: Record, *, digest: str, passed: bool, verdict: str) -> dict[str, Any]:
@@ -45,29 +45,29 @@ def mark(record: Record, *, digest: str, passed: bool, verdict: str) -> dict[str
 
 def earlier(folders: Iterable[Path]) -> tuple[Earlier, ...]:
     """The deletions that models or adapters in these folders came from, oldest first, each named once."""
-    found: dict[str, Earlier] = {}
+    deletions: dict[str, Earlier] = {}
     for folder in folders:
-        for each in _told_by(folder):
-            found.setdefault(each.run, each)
-    return tuple(found.values())
+        for each in _of_mark(folder):
+            deletions.setdefault(each.run, each)
+    return tuple(deletions.values())
 
 
-def _told_by(folder: Path) -> list[Earlier]:
-    """A mark that is not ours, or an older one that names no run, tells nothing."""
+def _of_mark(folder: Path) -> list[Earlier]:
+    """The deletions that a folder's mark names; none where it is not ours, or an older one that names no run."""
     path = folder / MARK
     if not path.is_file():
         return []
     try:
-        told = strict_json.parse(path.read_bytes())
+        mark = strict_json.parse(path.read_bytes())
         digest = model_state(folder).digest
         last = Earlier(
-            run=told["run"],
-            request_id=told["request_id"],
-            passed=told["passed"],
-            model_digest=told["model_digest"],
-            unchanged=told["model_digest"] == digest,
+            run=mark["run"],
+            request_id=mark["request_id"],
+            passed=mark["passed"],
+            model_digest=mark["model_digest"],
+            unchanged=mark["model_digest"] == digest,
         )
-        before = [Earlier.model_validate(each) for each in told["earlier"]]
+        before = [Earlier.model_validate(each) for each in mark["earlier"]]
     except (ValueError, KeyError, TypeError, ValidationError):
         return []
     record = _record_beside(folder, last.run)
@@ -86,7 +86,9 @@ def _record_beside(folder: Path, run: str) -> Record | None:
         record = read(folder.parent)
     except UserError:
         return None
-    return record if record.run == run else None
+    if record.run != run:
+        return None
+    return record
 
 
 def _is_whole(run: Path, record: Record) -> bool:

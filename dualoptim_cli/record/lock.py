@@ -156,7 +156,9 @@ def _parse(text: bytes) -> dict[str, Any]:
         note = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return note if isinstance(note, dict) and note.keys() == NOTE_KEYS else {}
+    if not isinstance(note, dict) or note.keys() != NOTE_KEYS:
+        return {}
+    return note
 
 
 def _alive(holder: dict[str, Any]) -> bool:

@@ -212,8 +212,8 @@ class Record(Part):
 
 def json_schema() -> dict[str, Any]:
     """The record as a JSON Schema (draft 2020-12)."""
-    found = Record.model_json_schema(by_alias=True, mode="serialization")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dualopt deletion record", **found}
+    schema = Record.model_json_schema(by_alias=True, mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dualopt deletion record", **schema}
 
 
 if __name__ == "__main__":

@@ -25,13 +25,13 @@ LIBRARIES = (
 
 def versions() -> dict[str, str]:
     """The versions of Python, of dualopt, and of each library that decides what a run computes, where installed."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
-            found[name] = metadata.version(name)
+            installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def hardware(device: str) -> dict[str, str | int]:
@@ -39,7 +39,7 @@ def hardware(device: str) -> dict[str, str | int]:
     import psutil
     import torch
 
-    found: dict[str, str | int] = {
+    machine: dict[str, str | int] = {
         "device": device,
         "system": f"{platform.system()} {platform.release()}",
         "architecture": platform.machine(),
@@ -49,10 +49,10 @@ def hardware(device: str) -> dict[str, str | int]:
         "memory_bytes": psutil.virtual_memory().total,
     }
     if device.startswith("cuda"):
-        found["gpu"] = torch.cuda.get_device_name(device)
-        found["gpu_memory_bytes"] = torch.cuda.get_device_properties(device).total_memory
-        found["cuda"] = torch.version.cuda or ""
-    return found
+        machine["gpu"] = torch.cuda.get_device_name(device)
+        machine["gpu_memory_bytes"] = torch.cuda.get_device_properties(device).total_memory
+        machine["cuda"] = torch.version.cuda or ""
+    return machine
 
 
 def _processor() -> str:

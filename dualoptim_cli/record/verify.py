@@ -47,19 +47,20 @@ class Verification:
 
     def to_json(self) -> dict[str, Any]:
         """The machine-readable result of `dualopt verify --json`."""
+        amendments = []
+        if self.record:
+            amendments = [each.model_dump(exclude={"files"}) for each in self.record.amendments]
         return {
             "run": str(self.run),
             "holds": self.holds,
-            "request_id": self.record.request_id if self.record else None,
+            "request_id": self.record and self.record.request_id,
             "files": self.files,
             "bytes": self.bytes,
             "record_sha256": self.digest,
             "faults": [asdict(fault) for fault in self.faults],
             "unchecked": list(self.unchecked),
             "inputs": self.inputs,
-            "amendments": [each.model_dump(exclude={"files"}) for each in self.record.amendments]
-            if self.record
-            else [],
+            "amendments": amendments,
         }
 
 
@@ -80,7 +81,11 @@ def verify(run: Path, key: bytes | None, why_no_key: str = "the key of the run i
     faults = (*_links(run), *_digest(run, data), *_seal(run, data, key), *_chain(record, data))
     trusted = key is not None and not faults  # where a forged record says that the data is, nothing is read
     faults += (*_files(run, record), *_lock(run))
-    unchecked = [] if key else [f"the seal of the record and the rows' hashes: {why_no_key}"]
+    unchecked, inputs = [], dict[str, str]()
+    if not key:
+        unchecked.append(f"the seal of the record and the rows' hashes: {why_no_key}")
+    elif trusted:
+        inputs = _inputs(record, key)
     if (run / lock.NAME).exists():
         unchecked.append(f"{lock.NAME}, which a run or a purge at work holds, or one that was killed has left")
     return Verification(
@@ -91,15 +96,17 @@ def verify(run: Path, key: bytes | None, why_no_key: str = "the key of the run i
         digest=hashlib.sha256(data).hexdigest(),
         faults=faults,
         unchecked=tuple(unchecked),
-        inputs=_inputs(record, key) if key and trusted else {},
+        inputs=inputs,
     )
 
 
 def _unfinished(run: Path, record: Record) -> str:
-    last = record.sessions[-1] if record.sessions else None
-    step = f" after step {last.last_step}" if last and last.last_step is not None else ""
-    how = {"running": "it is still running, or was killed"}.get(record.status, f"it {record.status}{step}")
-    return f"The run in {run} never finished: {how.replace('it interrupted', 'it was interrupted')}."
+    how = f"it {record.status}".replace("it interrupted", "it was interrupted")
+    if record.sessions and record.sessions[-1].last_step is not None:
+        how += f" after step {record.sessions[-1].last_step}"
+    if record.status == "running":
+        how = "it is still running, or was killed"
+    return f"The run in {run} never finished: {how}."
 
 
 def _links(run: Path) -> Iterator[Fault]:
@@ -158,9 +165,10 @@ def _files(run: Path, record: Record) -> Iterator[Fault]:
         yield Fault(name, "is an empty folder that is not in the record")
     for name, entry in ledger.entries(run, (names - odd.keys()) & record.files.keys()).items():
         if entry != record.files[name]:
-            size = record.files[name].bytes
-            grew = f" ({size} bytes became {entry.bytes})" if entry.bytes != size else ""
-            yield Fault(name, f"was changed{grew}")
+            what, size = "was changed", record.files[name].bytes
+            if entry.bytes != size:
+                what += f" ({size} bytes became {entry.bytes})"
+            yield Fault(name, what)
 
 
 def _why_odd(path: Path) -> str:
@@ -169,12 +177,15 @@ def _why_odd(path: Path) -> str:
         return "is a link, not a file of the run"
     if not path.is_file():
         return "is no regular file"
-    return "" if os.access(path, os.R_OK) else "cannot be read"
+    if not os.access(path, os.R_OK):
+        return "cannot be read"
+    return ""
 
 
 def _added(name: str, record: Record) -> str:
-    gone = any(name in each.files for each in record.amendments if each.what == "purged")
-    return "was purged and is here again" if gone else "is not in the record"
+    if any(name in each.files for each in record.amendments if each.what == "purged"):
+        return "was purged and is here again"
+    return "is not in the record"
 
 
 def _inputs(record: Record, key: bytes) -> dict[str, str]:
@@ -187,5 +198,7 @@ def _input(source: str, state: DataState, key: bytes) -> str:
         return "not files of yours: a dataset of the hub, or the demo"
     if not place_of(source).exists():
         return "no longer there"
-    found = {name: digest for name, (digest, _) in keyed_files(key, source).items()}
-    return "unchanged since the run" if found == state.files else "changed since the run"
+    codes = {name: code for name, (code, _) in keyed_files(key, source).items()}
+    if codes == state.files:
+        return "unchanged since the run"
+    return "changed since the run"
