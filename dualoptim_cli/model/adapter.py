@@ -11,12 +11,14 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dualoptim_cli import text
 from dualoptim_cli.errors import ExitCode, UserError, raise_all
 from dualoptim_cli.files import sha256
-from dualoptim_cli.model.weights import check_weights
+from dualoptim_cli.model.weights import check_weights, read_object
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -72,16 +74,14 @@ class Adapter:
 
 def check_adapter(folder: Path) -> dict[str, Any]:
     """The settings of an adapter that we can open rightly; raises UserError with every reason why not."""
-    try:
-        settings = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
+    settings = read_object(folder / CONFIG)
+    if settings is None:
         raise UserError(f"{folder / CONFIG} is not a JSON object.", "Fetch or save the adapter again.")
     faults = [UserError(f"{folder}: {reason}", "Merge it with the library that made it.") for reason in _odd(settings)]
     if not (folder / WEIGHTS).is_file():
-        pickled = any(folder.glob("*.bin"))
-        what = "has only pickled weights; weights load from safetensors only" if pickled else f"holds no {WEIGHTS}"
+        what = f"holds no {WEIGHTS}"
+        if any(folder.glob("*.bin")):
+            what = "has only pickled weights; weights load from safetensors only"
         faults.append(UserError(f"{folder} {what}.", "Save it again with peft's save_pretrained."))
     else:
         faults += _faults_of_weights(folder)
@@ -134,12 +134,12 @@ def make_adapter(folder: Path, settings: Mapping[str, Any], tensors: Mapping[str
     embeddings = set()
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
-        if found := _PAIR.fullmatch(name):
-            factors.setdefault(found["module"], {})[found["part"][-1]] = tensor
-            if "embedding" in found["part"]:
-                embeddings.add(found["module"])
-        elif found := _LENGTH.fullmatch(name):
-            factors.setdefault(found["module"], {})["length"] = tensor
+        if factor := _PAIR.fullmatch(name):
+            factors.setdefault(factor["module"], {})[factor["part"][-1]] = tensor
+            if "embedding" in factor["part"]:
+                embeddings.add(factor["module"])
+        elif length := _LENGTH.fullmatch(name):
+            factors.setdefault(length["module"], {})["length"] = tensor
         elif ".lora_" in name:
             raise UserError(f"{folder}: {name} is not understood.", "Merge it with the library that made it.")
         else:  # peft saves the embeddings under an adapter along with it
@@ -168,8 +168,8 @@ def contained_in(folder: Path) -> list[str]:
     if not (folder / CHAIN).is_file():
         return []
     try:
-        found = json.loads((folder / CHAIN).read_text(encoding="utf-8"))
-        return [str(one) for one in found["contains"]]
+        content = json.loads((folder / CHAIN).read_text(encoding="utf-8"))
+        return [str(one) for one in content["contains"]]
     except (ValueError, KeyError, TypeError, RecursionError):
         hint = "Without it, the adapters that this one has taken up would be merged twice: restore it."
         raise UserError(f"{folder / CHAIN} is not what dualopt wrote.", hint, ExitCode.INTEGRITY) from None
@@ -188,9 +188,11 @@ def _unpaired(folder: Path, module: str, parts: Mapping[str, Tensor]) -> UserErr
 def scale_of(settings: Mapping[str, Any], module: str, rank: int) -> float:
     """What an adapter's product for a module is multiplied by; a module may have an alpha of its own."""
     patterns: Mapping[str, float] = settings.get("alpha_pattern") or {}
-    own = next((alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), None)
-    alpha = float(settings["lora_alpha"] if own is None else own)
-    return alpha / rank**0.5 if settings.get("use_rslora") else alpha / rank
+    own = (alpha for key, alpha in patterns.items() if re.match(rf"(.*\.)?({key})$", module))
+    alpha = float(next(own, settings["lora_alpha"]))
+    if settings.get("use_rslora"):
+        return float(alpha / rank**0.5)
+    return alpha / rank
 
 
 class Changes:
@@ -203,10 +205,10 @@ class Changes:
     def __init__(self, model: nn.Module, adapters: Sequence[Adapter]) -> None:
         self._adapters = adapters
         self._parameters = dict(model.named_parameters(remove_duplicate=False))
-        self._turned = {name for name, module in model.named_modules() if _rests_turned(module)}
+        self._turned = {name for name, module in model.named_modules() if _is_stored_turned(module)}
         self._shared = _shared(self._parameters)
-        raise_all([fault for adapter in adapters for fault in self._faults(adapter)])
-        self.names = {name for adapter in adapters for name in self._touched(adapter)}
+        raise_all(list(chain.from_iterable(map(self._faults, adapters))))
+        self.names = set(chain.from_iterable(map(self._touched, adapters)))
 
     def of(self, name: str, weight: Tensor) -> Tensor:
         """A weight of the base → the same after all adapters, in float32 where it changes."""
@@ -214,10 +216,12 @@ class Changes:
         for adapter in self._adapters:
             if name in adapter.whole:
                 weight = adapter.whole[name].to(weight.device)
-            if module in adapter.pairs and name != module:
-                turned = module in self._turned
-                weight = adapter.pairs[module].added_to(weight.T if turned else weight)
-                weight = weight.T if turned else weight
+            if module not in adapter.pairs or name == module:
+                continue
+            if module in self._turned:
+                weight = adapter.pairs[module].added_to(weight.T).T
+            else:
+                weight = adapter.pairs[module].added_to(weight)
         return weight
 
     def _touched(self, adapter: Adapter) -> list[str]:
@@ -235,11 +239,11 @@ class Changes:
                 shared.append(f"{name} (shared with {self._shared[name]})")
         hint = "Was it made for this base? Name the right one with --base."
         if lost:
-            yield UserError(f"{adapter.folder} changes weights that the base lacks: {_some(lost)}.", hint)
+            yield UserError(f"{adapter.folder} changes weights that the base lacks: {text.some(lost)}.", hint)
         if misshapen:
-            yield UserError(f"{adapter.folder} changes weights of another shape: {_some(misshapen)}.", hint)
+            yield UserError(f"{adapter.folder} changes weights of another shape: {text.some(misshapen)}.", hint)
         if shared:
-            what = f"{adapter.folder} changes weights that another part of the base shares: {_some(shared)}"
+            what = f"{adapter.folder} changes weights that another part of the base shares: {text.some(shared)}"
             yield UserError(f"{what}. Merging would change both.", "Such an adapter can only be used beside its base.")
 
     def _shape(self, adapter: Adapter, name: str) -> tuple[int, ...]:
@@ -247,15 +251,12 @@ class Changes:
             return tuple(adapter.whole[name].shape)
         module = name.removesuffix(".weight")
         pair = adapter.pairs[module]
-        shape = (pair.b.shape[0], pair.a.shape[1])
-        return shape[::-1] if module in self._turned else shape
+        if module in self._turned:
+            return (pair.a.shape[1], pair.b.shape[0])
+        return (pair.b.shape[0], pair.a.shape[1])
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _rests_turned(module: nn.Module) -> bool:
+def _is_stored_turned(module: nn.Module) -> bool:
     """Whether a module keeps its weight as (in, out): GPT-2's Conv1D, and embeddings as LoRA sees them."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D

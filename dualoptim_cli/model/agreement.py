@@ -66,9 +66,9 @@ class Difference:
 def compare(located: Located, merged: Path, tolerance: float, device: str, trust_remote_code: bool) -> Difference:
     """Run base and adapters over the prompts, then, loaded afresh, the merged model."""
     expected, plain = _adapted_logits(located, device, trust_remote_code)
-    found = _merged_logits(merged, device, trust_remote_code)
+    logits = _merged_logits(merged, device, trust_remote_code)
     return Difference(
-        largest=_furthest(found, expected),
+        largest=_furthest(logits, expected),
         logit=max(float(one.abs().max()) for one in expected),
         moved=_furthest(plain, expected),
         tolerance=tolerance,

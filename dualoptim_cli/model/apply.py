@@ -70,7 +70,9 @@ def is_adapted(model: Any) -> bool:
 
 def frozen_parts(model: Any) -> list[str]:
     """The names of the adapters that a model came with, in order."""
-    return [name for name in model.peft_config if name not in (TRAINED, BEFORE)] if is_adapted(model) else []
+    if not is_adapted(model):
+        return []
+    return [name for name in model.peft_config if name not in (TRAINED, BEFORE)]
 
 
 def add(model: Any, name: str, settings: Any, weights: Adapter | None = None) -> Any:
@@ -88,7 +90,9 @@ def add(model: Any, name: str, settings: Any, weights: Adapter | None = None) ->
         done: Any = set_peft_model_state_dict(model, load_file(weights.folder / WEIGHTS), adapter_name=name)
     except (ValueError, RuntimeError) as error:
         what = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        place = weights.folder if weights else "The adapter"
+        place = "The adapter"
+        if weights:
+            place = str(weights.folder)
         raise UserError(f"{place} does not fit the model: {what}", "Was it made for this base?") from error
     missing = [key for key in done.missing_keys if belongs_to(key, name)]
     if missing or done.unexpected_keys:

@@ -6,18 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dualoptim_cli import text
 from dualoptim_cli.errors import ExitCode, UserError, out_of_memory, raise_all
 from dualoptim_cli.model import apply
 from dualoptim_cli.model.apply import add_to_weights, put_beside
-from dualoptim_cli.model.locate import (
-    CODE,
-    DESCRIPTION,
-    TENSORS,
-    Located,
-    check_folder,
-    fetch,
-    locate,
-)
+from dualoptim_cli.model.locate import Located, check_folder, fetch, locate, whole_model
 from dualoptim_cli.model.weights import check_weights, has_weights
 
 if TYPE_CHECKING:
@@ -71,13 +64,13 @@ def load(
     disable_progress_bar()  # type: ignore[no-untyped-call]  # progress is told by events
     folder = located.folder
     if not has_weights(folder):
-        wanted = [*DESCRIPTION, *TENSORS, *(CODE if trust_remote_code else [])]
-        folder = fetch(located.base, located.revision or revision, wanted)
+        folder = fetch(located.base, located.revision or revision, whole_model(trust_remote_code))
         raise_all(check_folder(folder, located.base, trust_remote_code)[1])
     where = pick_device(device)
-    kind = {"float32": torch.float32, "bfloat16": torch.bfloat16}.get(dtype) or (
-        torch.bfloat16 if where.type == "cuda" else torch.float32
-    )
+    if dtype == "bfloat16" or (dtype == "auto" and where.type == "cuda"):
+        kind = torch.bfloat16
+    else:
+        kind = torch.float32
     tokenizer = tokenizer or load_tokenizer(replace(located, folder=folder), trust_remote_code=trust_remote_code)
     model = _read(folder, located.name, kind, where, load_in, trust_remote_code)
     _check_vocabulary(model, tokenizer, located.name)
@@ -103,9 +96,7 @@ def load_tokenizer(located: Located, *, trust_remote_code: bool) -> PreTrainedTo
             located.folder, local_files_only=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        hint = "A model with code of its own needs --trust-remote-code." if "remote_code" in str(error) else ""
-        raise UserError(f"The tokenizer of {located.name} cannot be loaded: {first}", hint) from error
+        raise _cannot_load(f"The tokenizer of {located.name}", error) from error
     checked: PreTrainedTokenizerFast = tokenizer
     return checked
 
@@ -123,21 +114,27 @@ def _read(
     if load_in:
         how |= {"quantization_config": quantization(load_in, dtype, device), "device_map": {"": device}}
     try:
-        found: Any = AutoModelForCausalLM.from_pretrained(folder, **how, **common)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **how, **common)
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if out_of_memory(error):
             kind = str(dtype).removeprefix("torch.")
             short = f"{name} does not fit into the memory of {device} in {kind}."
             hint = "Try --dtype bfloat16, or --load-in-4bit with --lora."
             raise UserError(short, hint, ExitCode.RESOURCES) from error
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        hint = "A model with code of its own needs --trust-remote-code." if "remote_code" in str(error) else ""
-        raise UserError(f"{name} cannot be loaded: {first}", hint) from error
-    model, report = found
+        raise _cannot_load(name, error) from error
+    model, report = loaded
     if load_in == "4bit":
         _keep_differentiable(model)
     _check_complete(report, name)
     return model
+
+
+def _cannot_load(what: str, error: Exception) -> UserError:
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    hint = ""
+    if "remote_code" in str(error):
+        hint = "A model with code of its own needs --trust-remote-code."
+    return UserError(f"{what} cannot be loaded: {first}", hint)
 
 
 def quantization(load_in: str, dtype: torch.dtype, device: torch.device) -> Any:
@@ -189,7 +186,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        if torch.backends.mps.is_available():
+            return torch.device("mps")
+        return torch.device("cpu")
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -204,8 +203,8 @@ def _check_complete(report: dict[str, Any], name: str) -> None:
     """Refuse a model whose weights are not all in its files: transformers would make up what is missing."""
     missing = sorted(report["missing_keys"])
     if missing:
-        some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise UserError(f"{name} lacks weights that its config.json names: {some}.", "Fetch or save the model again.")
+        fact = f"{name} lacks weights that its config.json names: {text.some(missing)}."
+        raise UserError(fact, "Fetch or save the model again.")
 
 
 def _check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, name: str) -> None:

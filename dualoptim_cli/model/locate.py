@@ -6,7 +6,6 @@ name is first made a local folder (only the files that are needed, never a pickl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 
 from dualoptim_cli.errors import ExitCode, UserError, raise_all
 from dualoptim_cli.model.adapter import CONFIG, WEIGHTS, check_adapter
-from dualoptim_cli.model.weights import check_weights, has_weights
+from dualoptim_cli.model.weights import check_weights, has_weights, read_object
 
 DESCRIPTION = ["*.json", "tokenizer*", "*.model", "*.txt", "*.jinja"]  # small: settings and tokenizer
 TENSORS = ["*.safetensors", "*.safetensors.index.json"]
@@ -47,7 +46,9 @@ class Located:
             if isinstance(self.settings.get(key), int):
                 return int(self.settings[key])
         inner = self.settings.get("text_config")
-        return int(inner.get("hidden_size", 0)) if isinstance(inner, dict) else 0
+        if isinstance(inner, dict):
+            return int(inner.get("hidden_size", 0))
+        return 0
 
     @property
     def parts(self) -> tuple[Path, ...]:
@@ -68,20 +69,22 @@ def _locate(
     name: str, revision: str | None, trust_remote_code: bool, weights: bool, above: tuple[Path, ...]
 ) -> Located:
     """Locate a name; `above` are the adapters that named it as their base."""
+    note = ""
     local = Path(name).is_dir()
     if local:
-        folder, found, note = _left_by_run(Path(name)), name, ""
+        folder = _left_by_run(Path(name))
     elif _looks_like_path(name):
         raise UserError(f"There is no model folder {name}.", "Check the path, or give a hub name like org/model.")
     else:
-        found, folder, note = _find_on_hub(name, revision, CODE if trust_remote_code else [])
+        name, folder, note = _find_on_hub(name, revision, trust_remote_code)
     if is_adapter(folder):
-        return _locate_adapter(found, folder, trust_remote_code, weights, above)
+        return _locate_adapter(name, folder, trust_remote_code, weights, above)
     # The weights of a hub's model are fetched when they are loaded.
-    settings, faults = check_folder(folder, found, trust_remote_code, weights=weights and local)
+    settings, faults = check_folder(folder, name, trust_remote_code, weights=weights and local)
     raise_all(faults)
-    base = str(folder.resolve()) if local else found
-    return Located(found, folder, settings, note, base=base, revision=None if local else revision)
+    if local:
+        return Located(name, folder, settings, base=str(folder.resolve()))
+    return Located(name, folder, settings, note, base=name, revision=revision)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -93,7 +96,9 @@ def locate_adapter(name: str) -> Path:
     """The folder of an adapter, given itself or the run that left it."""
     folder = _left_by_run(Path(name))
     if not is_adapter(folder):
-        what = "holds a model" if (folder / "config.json").is_file() else "holds none"
+        what = "holds none"
+        if (folder / "config.json").is_file():
+            what = "holds a model"
         raise UserError(f"{name} is not an adapter: it {what}.", f"An adapter has {CONFIG} and {WEIGHTS}.")
     check_adapter(folder)
     return folder
@@ -128,8 +133,8 @@ def _locate_adapter(
         base = str(beside)
     elif not Path(base).is_dir() and _looks_like_path(base):
         raise UserError(f"{name} is an adapter for {base}, which is not there.", hint)
-    found = _locate(base, settings.get("revision"), trust_remote_code, weights, (*above, here))
-    return replace(found, name=name, adapters=(*found.adapters, folder))
+    located = _locate(base, settings.get("revision"), trust_remote_code, weights, (*above, here))
+    return replace(located, name=name, adapters=(*located.adapters, folder))
 
 
 def _looks_like_path(name: str) -> bool:
@@ -142,11 +147,8 @@ def check_folder(
     """The folder's settings, and a fault for each thing that would keep it from loading; `weights` may be left out."""
     if not (folder / "config.json").is_file():
         return {}, [_no_config(folder, name)]
-    try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        settings = None
-    if not isinstance(settings, dict):
+    settings = read_object(folder / "config.json")
+    if settings is None:
         return {}, [UserError(f"{name}: config.json is not a JSON object.", "Fetch or save the model again.")]
     faults = []
     kinds = settings.get("architectures") or []
@@ -181,7 +183,7 @@ def _no_config(folder: Path, name: str) -> UserError:
 
 
 def _no_weights(folder: Path, name: str) -> UserError:
-    if any(path for pattern in _PICKLED for path in folder.glob(pattern)):
+    if any(any(folder.glob(pattern)) for pattern in _PICKLED):
         hint = "Unpickling runs code. Where you trust it, convert it once: model.save_pretrained(folder)."
         return UserError(f"{name} has only pickled weights; weights load from safetensors only.", hint)
     return UserError(f"{name} holds no weights (*.safetensors).", "Fetch or save the model again.")
@@ -192,9 +194,21 @@ def _is_original_format(folder: Path) -> bool:
     return (folder / "params.json").is_file() and not (folder / "config.json").is_file()
 
 
-def _find_on_hub(name: str, revision: str | None, code: Sequence[str]) -> tuple[str, Path, str]:
+def whole_model(trust_remote_code: bool) -> list[str]:
+    """The patterns of all files that a model is loaded from."""
+    return [*_described(trust_remote_code), *TENSORS]
+
+
+def _described(trust_remote_code: bool) -> list[str]:
+    """The patterns of the files that say what a model is."""
+    if trust_remote_code:
+        return [*DESCRIPTION, *CODE]
+    return [*DESCRIPTION]
+
+
+def _find_on_hub(name: str, revision: str | None, trust_remote_code: bool) -> tuple[str, Path, str]:
     """A hub name → (the name that will be loaded, its folder, a note when the two names differ)."""
-    patterns = [*DESCRIPTION, *code]
+    patterns = _described(trust_remote_code)
     converted = f"{name}-hf"
     try:
         folder = fetch(name, revision, patterns)

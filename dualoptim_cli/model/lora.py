@@ -77,10 +77,10 @@ def attach(
     with torch.random.fork_rng(devices=[]), silence_peft():
         torch.manual_seed(seed)
         if adapter:
-            found = read_adapter(adapter)
+            weights = read_adapter(adapter)
             _refuse_twice(adapter, contained)
-            model = add(model, BEFORE, peft_settings(found, dropout=0.0), found)
-            model = add(model, TRAINED, peft_settings(found, dropout=dropout), found)
+            model = add(model, BEFORE, peft_settings(weights, dropout=0.0), weights)
+            model = add(model, TRAINED, peft_settings(weights, dropout=dropout), weights)
             contained = (*contained, adapter)
         else:
             names = find_targets(model, target)
@@ -98,22 +98,28 @@ def check_trainable(loaded: Loaded) -> None:
         raise UserError(f"{loaded.base} {reason}.", "Add --lora, or give the full-precision model.")
 
 
-def find_targets(model: Any, asked: str | Sequence[str]) -> list[str]:
-    """The modules that get an adapter, by the ends of their names: all linear ones but the head, or those asked for.
+def find_targets(model: Any, target: str | Sequence[str]) -> list[str]:
+    """The modules that get an adapter, by the ends of their names: all linear ones but the head, or those of `target`.
 
     Raises UserError for names that no linear module ends in, and for a head that shares its weight with embeddings.
     """
-    inner = model.get_base_model() if is_adapted(model) else model
+    inner = model
+    if is_adapted(model):
+        inner = model.get_base_model()
     head, embeddings = inner.get_output_embeddings(), inner.get_input_embeddings()
     modules = {name: module for name, module in inner.named_modules() if _is_linear(module)}
     if is_adapted(model):  # what has an adapter already holds its layer, and the factors, inside
         modules = {n.removesuffix(".base_layer"): m for n, m in modules.items() if ".lora_" not in n}
     tied = head is not None and head.weight is embeddings.weight
     inside = {name for name, module in modules.items() if module is not head}
-    if asked == ALL_LINEAR:
+    if target == ALL_LINEAR:
         return _shortest(inside, set(modules))
-    names = asked.split(",") if isinstance(asked, str) else list(asked)
-    allowed = inside if tied else set(modules)
+    names = target
+    if isinstance(names, str):
+        names = names.split(",")
+    allowed = set(modules)
+    if tied:
+        allowed = inside
     ends = sorted({name.rpartition(".")[2] for name in allowed})
     faults = []
     for name in names:
@@ -125,7 +131,7 @@ def find_targets(model: Any, asked: str | Sequence[str]) -> list[str]:
         else:
             faults.append(UserError(f'lora.target: no linear module is called "{name}".', did_you_mean(name, ends)))
     raise_all(faults)
-    return names
+    return list(names)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -143,16 +149,20 @@ def _ends_in(module: str, name: str) -> bool:
 def _shortest(wanted: set[str], every: set[str]) -> list[str]:
     """Last parts of names where these mean the wanted modules and no others, else the names in full."""
     ends = {name.rpartition(".")[2] for name in wanted}
-    meant = {module for module in every if any(_ends_in(module, end) for end in ends)}
-    return sorted(ends if meant == wanted else wanted)
+    for module in every - wanted:
+        if any(_ends_in(module, end) for end in ends):
+            return sorted(wanted)
+    return sorted(ends)
 
 
 def _new_settings(rank: int, alpha: float, dropout: float, names: Sequence[str], model: Any) -> Any:
     from peft import LoraConfig, TaskType
 
+    if alpha == int(alpha):  # as peft and its readers write it
+        alpha = int(alpha)
     return LoraConfig(
         r=rank,
-        lora_alpha=int(alpha) if alpha == int(alpha) else alpha,  # type: ignore[arg-type]
+        lora_alpha=alpha,  # type: ignore[arg-type]
         lora_dropout=dropout,
         target_modules=list(names),
         task_type=TaskType.CAUSAL_LM,

@@ -16,7 +16,7 @@ from dualoptim_cli.errors import ExitCode, UserError, raise_all
 from dualoptim_cli.files import atomic_folder, check_apart, check_free
 from dualoptim_cli.model.adapter import Changes, check_adapter, contained_in, digest, read_adapter
 from dualoptim_cli.model.agreement import TOLERANCE, Difference, compare
-from dualoptim_cli.model.locate import CODE, DESCRIPTION, TENSORS, Located, fetch, locate, locate_adapter
+from dualoptim_cli.model.locate import CODE, DESCRIPTION, Located, fetch, locate, locate_adapter, whole_model
 from dualoptim_cli.model.shards import Shards, shard_size
 from dualoptim_cli.model.weights import check_weights, has_weights, weight_files
 
@@ -70,8 +70,9 @@ def merge(
     with atomic_folder(out) as aside:
         shards = _write(located, aside, dtype, size, trust_remote_code)
         precision = _precision(aside)
-        allowed = TOLERANCE[precision] if tolerance is None else tolerance
-        difference = compare(located, aside, allowed, device, trust_remote_code)
+        if tolerance is None:
+            tolerance = TOLERANCE[precision]
+        difference = compare(located, aside, tolerance, device, trust_remote_code)
         if not difference.passed:
             hint = "Nothing was kept. --dtype float32 rounds least; --tolerance sets what is allowed."
             raise UserError(f"The merged model is not base + adapter: {difference}.", hint, ExitCode.INTEGRITY)
@@ -87,12 +88,16 @@ def locate_chain(
 
     The base is the one given, or the one that the first adapter names.
     """
-    found = [_as_adapter(name, base, trust_remote_code) for name in names]
-    folders = list(dict.fromkeys(folder.resolve() for one in found for folder in one.adapters))
-    taken_up = {one for folder in folders for one in contained_in(folder)}
+    located = [_as_adapter(name, base, trust_remote_code) for name in names]
+    folders: dict[Path, None] = {}
+    taken_up: set[str] = set()
+    for part in located:
+        folders |= dict.fromkeys(folder.resolve() for folder in part.adapters)
+    for folder in folders:
+        taken_up.update(contained_in(folder))
     chain = [folder for folder in folders if digest(folder) not in taken_up]
     left_out = tuple(folder for folder in folders if folder not in chain)
-    start = found[0]
+    start = located[0]
     if start.settings.get("quantization_config"):
         hint = "Name the full-precision model that it was made of with --base."
         raise UserError(f"{start.base} holds quantized weights.", hint)
@@ -103,26 +108,27 @@ def _as_adapter(name: str, base: str | None, trust_remote_code: bool) -> Located
     """An adapter over the base given, or over its own."""
     if base is not None and Path(name).is_dir():
         folder = locate_adapter(name)
-        found = locate(base, trust_remote_code=trust_remote_code)
-        return replace(found, name=name, adapters=(*found.adapters, folder))
-    found = locate(name, trust_remote_code=trust_remote_code)
-    if not found.adapters:
+        located = locate(base, trust_remote_code=trust_remote_code)
+        return replace(located, name=name, adapters=(*located.adapters, folder))
+    located = locate(name, trust_remote_code=trust_remote_code)
+    if not located.adapters:
         raise UserError(f"{name} is not an adapter: it holds a model.", "There is nothing to merge.")
-    return found
+    return located
 
 
 def _with_weights(located: Located, trust_remote_code: bool) -> Located:
     if has_weights(located.folder):
         return located
-    wanted = [*DESCRIPTION, *TENSORS, *(CODE if trust_remote_code else [])]
-    return replace(located, folder=fetch(located.base, located.revision, wanted))
+    return replace(located, folder=fetch(located.base, located.revision, whole_model(trust_remote_code)))
 
 
 def _notes(located: Located) -> Iterator[str]:
     """What a user should know of a chain whose adapters name other bases than the one they are merged into."""
     for folder in located.adapters:
         named = check_adapter(folder).get("base_model_name_or_path")
-        there = str(Path(named).resolve()) if named and Path(named).is_dir() else named
+        there = named
+        if named and Path(named).is_dir():
+            there = str(Path(named).resolve())
         if there != located.base:
             yield f"{folder} was trained over {named}, and is merged into {located.base}."
 
@@ -130,7 +136,9 @@ def _notes(located: Located) -> Iterator[str]:
 def _check_room(base: Path, out: Path, dtype: str) -> None:
     """Foresee a full disk: the result is about as large as the base, twice so where 16 bits become 32."""
     size = sum((base / name).stat().st_size for name in weight_files(base))
-    check_free(size * 2 if dtype == "float32" else size, out, "the merged model")
+    if dtype == "float32":
+        size *= 2
+    check_free(size, out, "the merged model")
 
 
 def _write(located: Located, out: Path, dtype: str, size: int, trust_remote_code: bool) -> int:
@@ -142,8 +150,10 @@ def _write(located: Located, out: Path, dtype: str, size: int, trust_remote_code
     shards = Shards(out, size)
     for file in weight_files(located.folder):
         for key, tensor in _tensors(located.folder / file, set(names)):
-            merged = changes.of(names[key], tensor) if names[key] in changes.names else tensor
-            shards.add(key, merged.to(_kind(tensor, dtype)).contiguous())
+            kind = _kind(tensor, dtype)
+            if names[key] in changes.names:
+                tensor = changes.of(names[key], tensor)
+            shards.add(key, tensor.to(kind).contiguous())
     count = shards.finish()
     _carry_over(located.folder, out, dtype)
     return count
@@ -168,13 +178,15 @@ def _names_in_files(folder: Path, skeleton: Any, changes: Changes) -> dict[str, 
     """
     from safetensors import safe_open
 
-    known = {name for name, _ in skeleton.named_parameters(remove_duplicate=False)}
+    parameters = dict(skeleton.named_parameters(remove_duplicate=False))
     names: dict[str, str] = {}
     for file in weight_files(folder):
         with safe_open(folder / file, framework="pt") as opened:
             for key in opened.keys():  # noqa: SIM118 - it is no dict
                 longer = f"{skeleton.base_model_prefix}.{key}"
-                names[key] = longer if key not in known and longer in known else key
+                names[key] = key
+                if key not in parameters and longer in parameters:
+                    names[key] = longer
     lost = sorted(changes.names - set(names.values()))
     raise_all(
         [
@@ -197,7 +209,9 @@ def _tensors(file: Path, wanted: set[str]) -> Iterator[tuple[str, Tensor]]:
 def _kind(tensor: Tensor, dtype: str) -> torch.dtype:
     import torch
 
-    kind: torch.dtype = tensor.dtype if dtype == "auto" or not tensor.is_floating_point() else getattr(torch, dtype)
+    if dtype == "auto" or not tensor.is_floating_point():
+        return tensor.dtype
+    kind: torch.dtype = getattr(torch, dtype)
     return kind
 
 
@@ -209,7 +223,9 @@ def _carry_over(base: Path, out: Path, dtype: str) -> None:
                 shutil.copyfile(file, out / file.name)
     if dtype != "auto":
         settings = json.loads((out / "config.json").read_text(encoding="utf-8"))
-        key = "torch_dtype" if "torch_dtype" in settings else "dtype"
+        key = "dtype"
+        if "torch_dtype" in settings:  # its name before transformers 5
+            key = "torch_dtype"
         (out / "config.json").write_text(json.dumps(settings | {key: dtype}, indent=2) + "\n", encoding="utf-8")
 
 
@@ -221,4 +237,7 @@ def _precision(folder: Path) -> str:
     for file in folder.glob("*.safetensors"):
         with safe_open(file, framework="pt") as opened:
             kinds |= {opened.get_slice(key).get_dtype() for key in opened.keys()}  # noqa: SIM118 - it is no dict
-    return "bfloat16" if "BF16" in kinds else "float16" if "F16" in kinds else "float32"
+    for kind, name in (("BF16", "bfloat16"), ("F16", "float16")):
+        if kind in kinds:
+            return name
+    return "float32"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,15 +63,19 @@ def _save_adapter(loaded: Loaded, folder: Path) -> None:
     save_file(whole, folder / WEIGHTS, {"format": "pt"})
     (folder / CONFIG).write_text(_json(settings), encoding="utf-8")
     if loaded.adapters:
-        chain = [one for part in loaded.adapters for one in (*contained_in(part), digest(part))]
-        (folder / CHAIN).write_text(_json({"contains": chain}), encoding="utf-8")
+        contained = []
+        for part in loaded.adapters:
+            contained += [*contained_in(part), digest(part)]
+        (folder / CHAIN).write_text(_json({"contains": contained}), encoding="utf-8")
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
 
 
 def _json(value: Any) -> str:
     def plain(other: Any) -> Any:
-        return sorted(other) if isinstance(other, set) else getattr(other, "value", str(other))
+        if isinstance(other, set):
+            return sorted(other)
+        return getattr(other, "value", str(other))  # peft's enumerations
 
     return json.dumps(value, indent=2, sort_keys=True, default=plain) + "\n"
 
@@ -86,7 +91,7 @@ def joined(adapters: Sequence[Adapter]) -> tuple[dict[str, Any], dict[str, Tenso
     scale = scale_of(last, "", last["r"])
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
-    for module in sorted({module for adapter in adapters for module in adapter.pairs}):
+    for module in sorted(set(chain.from_iterable(adapter.pairs for adapter in adapters))):
         pairs = [adapter.pairs[module] for adapter in adapters if module in adapter.pairs]
         a = torch.cat([pair.a for pair in pairs])
         b = torch.cat([pair.b * (pair.scale / scale) for pair in pairs], dim=1)
@@ -102,6 +107,7 @@ def joined(adapters: Sequence[Adapter]) -> tuple[dict[str, Any], dict[str, Tenso
         "rank_pattern": fewer,
         "alpha_pattern": {module: scale * rank for module, rank in fewer.items()},
     }
-    if any([adapter.settings.get(key) for key in _WHERE] != [last.get(key) for key in _WHERE] for adapter in adapters):
-        settings |= {**dict.fromkeys(_WHERE), "target_modules": sorted(ranks)}
+    for key in _WHERE:
+        if any(adapter.settings.get(key) != last.get(key) for adapter in adapters):
+            settings |= {**dict.fromkeys(_WHERE), "target_modules": sorted(ranks)}
     return settings, tensors

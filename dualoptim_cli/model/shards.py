@@ -17,11 +17,10 @@ SIZES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**2
 
 def shard_size(text: str) -> int:
     """Bytes from a size like 5GB, 500MiB or a plain number."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
-    unit = found[2].upper() if found else "?"
-    if not found or unit not in SIZES or float(found[1]) <= 0:
+    size = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not size or size[2].upper() not in SIZES or float(size[1]) <= 0:
         raise UserError(f'--max-shard-size: "{text}" is not a size.', "Give one like 5GB or 500MB.")
-    return int(float(found[1]) * SIZES[unit])
+    return int(float(size[1]) * SIZES[size[2].upper()])
 
 
 class Shards:

@@ -20,13 +20,18 @@ def weight_files(folder: Path, settings: dict[str, Any] | None = None) -> list[s
     transformers opens without asking, with torch's unpickler where it is no safetensors. So every name must be a plain
     one that ends in .safetensors; else UserError. Whether the files are there is not looked at.
     """
-    named = _settings(folder).get("transformers_weights") if settings is None else settings.get("transformers_weights")
+    if settings is None:  # where config.json cannot be read, that is a fault which loading names
+        settings = read_object(folder / "config.json") or {}
+    named = settings.get("transformers_weights")
+    names: list[str] = []
     if isinstance(named, str):
-        names = _in_index(folder, named) if named.endswith(".index.json") else [named]
+        names = [named]
     elif (folder / SINGLE).is_file():  # as transformers does, before it looks for an index
         names = [SINGLE]
-    else:
-        names = _in_index(folder, INDEX) if (folder / INDEX).is_file() else []
+    elif (folder / INDEX).is_file():
+        names = [INDEX]
+    if names and names[0].endswith(".index.json"):
+        names = _in_index(folder, names[0])
     raise_all([_not_plain(folder, name) for name in names if not _is_plain_name(name)])
     return names
 
@@ -50,8 +55,10 @@ def _faults(folder: Path, names: list[str]) -> Iterator[UserError]:
     homes = _homes(folder)
     for name in names:
         path = folder / name
-        if not path.is_file():
-            yield UserError(f"{path} is {'no regular file' if path.exists() else 'not there'}.", AGAIN)
+        if not path.exists():
+            yield UserError(f"{path} is not there.", AGAIN)
+        elif not path.is_file():
+            yield UserError(f"{path} is no regular file.", AGAIN)
         elif not any(path.resolve().is_relative_to(home) for home in homes):
             yield UserError(f"{path} is a link that leads out of its folder.", "Put the file itself there.")
 
@@ -91,10 +98,12 @@ def _in_index(folder: Path, name: str) -> list[str]:
     return files
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """The folder's config.json; nothing where it cannot be read, which is a fault that loading names."""
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where it cannot be read or holds something else."""
     try:
-        settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
-        return {}
-    return settings if isinstance(settings, dict) else {}
+        return None
+    if not isinstance(value, dict):
+        return None
+    return value
