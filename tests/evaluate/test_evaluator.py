@@ -16,7 +16,7 @@ from dualoptim_cli.evaluate.metrics import METRICS, SIGNALS
 from dualoptim_cli.evaluate.results import Results
 from dualoptim_cli.events import Event, PhaseAdvanced, PhaseEnded, PhaseStarted
 from tests.evaluate.lab import SHARED, TOWN, knowing, lab_model, measure, tiny_model, tokenizer, town
-from tests.evaluate.test_generate import twin as decode_twin
+from tests.model.test_generate import twin as decode_twin
 
 PLAIN = [{"text": "The market opens at nine and closes at noon."}, {"text": "Fish is sold on Fridays only."}]
 
