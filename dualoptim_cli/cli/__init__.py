@@ -18,6 +18,7 @@ from dualoptim_cli.cli import (
     purge,
     recipes,
     report,
+    sweep,
     unlearn,
     verify,
 )
@@ -51,6 +52,7 @@ def _root(
 
 
 app.command("unlearn", cls=Command)(unlearn.unlearn)
+app.command("sweep", cls=Command)(sweep.sweep)
 app.command("ask", cls=Command)(ask.ask)
 app.command("eval", cls=Command)(eval.evaluate)
 app.add_typer(recipes.app, name="recipes")

@@ -60,7 +60,7 @@ def worst_attack(results: Results, path: Path) -> Score | None:
     return worst
 
 
-def _recall(results: Results) -> Path | None:
+def recall_of(results: Results) -> Path | None:
     """The score that says what is still recalled of the rows to forget: the one that should be low."""
     for name, metrics in results.sets.items():
         for metric in ("rougeL", OF_TEXT):
@@ -93,7 +93,7 @@ def table(runs: Sequence[Run]) -> PlainTable:
     """A row for each run: headline scores after it, the worst attack on what was to go, gates and time."""
     results = results_of(runs)
     columns = headline(results)
-    recall = _recall(next(iter(results.values())))
+    recall = recall_of(next(iter(results.values())))
     rows: list[list[Cell]] = []
     for place, (run, (name, result)) in enumerate(zip(runs, results.items(), strict=True)):
         scores = [column[place] for column in columns.values()]
@@ -127,7 +127,7 @@ def scatter(runs: Sequence[Run]) -> Scatter | None:
     None where the runs have no such pair of scores.
     """
     results = results_of(runs)
-    recall = _recall(next(iter(results.values())))
+    recall = recall_of(next(iter(results.values())))
     if recall is None:
         return None
     sides = {**results, "before": runs[0].record.results["before"]}
