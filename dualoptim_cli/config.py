@@ -152,6 +152,7 @@ class EvalConfig(Section):
     """What is measured before and after."""
 
     rows: Literal["all"] | Count = 200
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # draws the rows to measure: runs of other seeds measure the same
     max_new_tokens: Count = 128
     batch_size: Count = 32
     gates: Literal["default"] | list[str] = "default"

@@ -81,6 +81,15 @@ class StepDone:
 
 
 @dataclass(frozen=True, slots=True)
+class Probed:
+    """What the model scores before its first step (`step` 0), as `StepDone.probe` does behind later ones."""
+
+    step: int
+    probe: dict[str, dict[str, float]]
+    probe_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class CheckpointSaved:
     """The whole state at `step` is on disk at `path`."""
 
@@ -113,6 +122,7 @@ Event = (
     | Note
     | TrainingStarted
     | StepDone
+    | Probed
     | CheckpointSaved
     | EndFound
     | TrainingEnded

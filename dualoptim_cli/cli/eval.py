@@ -70,6 +70,8 @@ KEYS = {
     "threads": "threads",
 }
 """The setting that each flag is a short name for."""
+SAMPLE = {"seed": "eval.seed"}
+"""`--seed` makes the demo's model and draws the rows that are measured."""
 
 
 def evaluate(
@@ -163,7 +165,9 @@ def _config(given: dict[str, Any]) -> RunConfig:
     of_run = Path(given["model"] or "") / "config.yaml"
     base = [] if given["model"] and of_run.is_file() else [Override(("objectives",), {}, "dualopt eval")]
     chosen = [Override(("model", "load_in"), bits, f"--load-in-{bits}") for bits, wanted in load_in.items() if wanted]
-    return resolve(None if base else str(of_run), [*base, *overrides(given, KEYS), *chosen]).config
+    return resolve(
+        None if base else str(of_run), [*base, *overrides(given, KEYS), *overrides(given, SAMPLE), *chosen]
+    ).config
 
 
 def _suite(text: str) -> tuple[str, str]:

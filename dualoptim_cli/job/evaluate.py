@@ -91,7 +91,7 @@ def evaluate(
     def harness(loaded: Loaded) -> Sets:
         if not lm_eval:
             return {}
-        how: dict[str, Any] = {"rows": config.eval.rows, "seed": config.seed, "batch_size": config.eval.batch_size}
+        how: dict[str, Any] = {"rows": config.eval.rows, "seed": config.eval.seed, "batch_size": config.eval.batch_size}
         with phase("lm-evaluation-harness", on_event):
             return run_harness(loaded.model, loaded.tokenizer, lm_eval, **how)
 
@@ -204,7 +204,7 @@ def _check_alike_ahead(opened: Opened, before: Results | None, against: str | No
     if opened.records and before:
         how: dict[str, object] = {
             "rows": config.eval.rows,
-            "seed": config.seed,
+            "seed": config.eval.seed,
             "max_new_tokens": config.eval.max_new_tokens,
             "min_k": opened.brief.min_k,
         }

@@ -22,7 +22,7 @@ Another number of threads or another device changes the last bits of what follow
 ROUNDING = ("model.device", "model.frozen_device", "schedule.micro_batch_size")
 NAMES = ("model.name", "data.holdout", "data.unseen", "data.refusals", ".data")
 """Where things lie. What lies there is compared instead: rows by `tokens_digest`, the model by the record."""
-MEASURED_BY = ("rows", "max_new_tokens", "min_k", "similarity_model", "entailment_model", "reference")
+MEASURED_BY = ("rows", "seed", "max_new_tokens", "min_k", "similarity_model", "entailment_model", "reference")
 """Settings that the measurement of the model as it was depends on, beside the data."""
 ROWS_AT_ONCE = 256
 

@@ -10,7 +10,7 @@ from dualoptim_cli.job.planning import Planned
 
 
 def build_probe(planned: Planned, model: Any) -> Callable[[int], Scores] | None:
-    """What the loop calls after every `eval.every` steps, with the number of the step; None where that is null.
+    """What the loop calls before the first step and after every `eval.every`, with the step; None where that is null.
 
     Whether answers are written depends on that number alone, so a run that resumes measures the same.
     """
@@ -23,7 +23,7 @@ def build_probe(planned: Planned, model: Any) -> Callable[[int], Scores] | None:
         planned.examples,
         forget=planned.brief.forget,
         rows=planned.plan.probe_rows,
-        seed=config.seed,
+        seed=config.eval.seed,
         max_new_tokens=config.eval.max_new_tokens,
         batch_size=config.eval.batch_size,
     )

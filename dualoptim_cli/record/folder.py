@@ -15,7 +15,7 @@ from typing import Any
 
 from dualoptim_cli import strict_json
 from dualoptim_cli.errors import ExitCode, UserError, raise_all
-from dualoptim_cli.events import Event, StepDone
+from dualoptim_cli.events import Event, Probed, StepDone
 from dualoptim_cli.files import discard, disk_errors_as_user_error, write_atomic
 from dualoptim_cli.record import ledger, lock
 from dualoptim_cli.record.hashing import key_file, make_key
@@ -151,11 +151,16 @@ class RunFolder:
             yield EventLog(file, self.events, code)
 
     def _event_lines(self, first_step: int) -> Iterator[str]:
-        """The lines of the first steps. A killed run can leave half a line behind them, which counts for nothing."""
+        """The lines of the first steps, behind that of a probe before them where there is one.
+
+        A killed run can leave half a line behind them, which counts for nothing.
+        """
         text = ""
         if self.events.is_file():
             text = self.events.read_text(encoding="utf-8", errors="replace")
-        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")][:first_step]
+        lines = [line for line in text.splitlines(keepends=True) if line.endswith("\n")]
+        if first_step and lines and _step(lines[0]) == 0:
+            yield lines.pop(0)
         for number in range(1, first_step + 1):
             if number > len(lines) or _step(lines[number - 1]) != number:
                 raise UserError(
@@ -180,7 +185,7 @@ class EventLog:
         return self._code.hexdigest()
 
     def __call__(self, event: Event) -> None:
-        if not isinstance(event, StepDone):
+        if not isinstance(event, StepDone | Probed):
             return
         with disk_errors_as_user_error(f"Step {event.step}", self._path.parent):
             self._path.stat()  # of a removed folder, the open file would go on taking lines that nobody will find

@@ -11,6 +11,16 @@ from dualoptim_cli import strict_json
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.record.snapshot import Cosine, Count, Number
 
+Scores = dict[str, dict[str, Number | None]]
+
+
+class Start(BaseModel):
+    """The probe before the first step."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    probe: Scores
+
 
 class Step(BaseModel):
     """What is drawn of a step (see `StepDone`); None stands for a number that was not finite."""
@@ -22,7 +32,7 @@ class Step(BaseModel):
     lrs: dict[str, Number | None]
     conflict: Cosine | None = None
     conflict_by_layer: dict[str, Cosine | None] = {}
-    probe: dict[str, dict[str, Number | None]] | None = None
+    probe: Scores | None = None
 
 
 def read_steps(path: Path) -> list[Step]:
@@ -40,10 +50,39 @@ def read_steps(path: Path) -> list[Step]:
             row = strict_json.parse(line)
             if _is_step(row):
                 steps.append(Step.model_validate(row))
+            elif row.get("step") == 0:
+                Start.model_validate(row)
         except ValueError as error:
             hint = "Restore the file; `dualopt verify` names what else has changed."
             raise UserError(f"{path}:{number} is not what a run writes.", hint, ExitCode.INTEGRITY) from error
     return steps
+
+
+def read_probes(path: Path) -> dict[int, dict[str, dict[str, float]]]:
+    """The probes in an `events.jsonl`, by step: set → metric → mean; step 0 is the model before training.
+
+    Raises UserError as `read_steps` does.
+    """
+    probes = {}
+    for step in read_steps(path):
+        if step.probe is not None:
+            probes[step.step] = step.probe
+    if path.is_file():
+        with path.open("rb") as file:
+            first = file.readline()
+        if first.endswith(b"\n"):
+            row = strict_json.parse(first)  # read_steps has found it to be JSON
+            if isinstance(row, dict) and row.get("step") == 0:
+                probes = {0: Start.model_validate(row).probe, **probes}
+    return {step: _numbers(scores) for step, scores in probes.items()}
+
+
+def _numbers(scores: Scores) -> dict[str, dict[str, float]]:
+    """The scores without those that were no finite number."""
+    kept = {}
+    for name, metrics in scores.items():
+        kept[name] = {metric: value for metric, value in metrics.items() if value is not None}
+    return kept
 
 
 def _is_step(row: Any) -> bool:

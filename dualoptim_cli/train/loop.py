@@ -21,7 +21,7 @@ import torch
 
 from dualoptim_cli.distributed import PROCESSES, Processes
 from dualoptim_cli.errors import ExitCode
-from dualoptim_cli.events import EndFound, Note, OnEvent, StepDone, TrainingEnded, TrainingStarted
+from dualoptim_cli.events import EndFound, Note, OnEvent, Probed, StepDone, TrainingEnded, TrainingStarted
 from dualoptim_cli.train import ending, memory
 from dualoptim_cli.train.collapse import Watch
 from dualoptim_cli.train.device import accelerator_for, memory_in_use, own_precision
@@ -107,6 +107,7 @@ def train(
         )
     )
     try:
+        loop.probe_start()
         while loop.standing.step < loop.last:
             on_event(loop.step())
             loop.look()
@@ -371,6 +372,15 @@ class _Loop:
         memory.release()
         self._on_event(Note(f"Out of memory at step {step}: its probe is not measured.", "warning"))
         return None
+
+    def probe_start(self) -> None:
+        """Let a curve begin at what the model scores before its first step."""
+        begun = time.perf_counter()
+        probe = self._probe() if self.standing.step == 0 else None
+        if probe is not None:
+            seconds = time.perf_counter() - begun
+            self._seconds["probes"] += seconds
+            self._on_event(Probed(0, probe, seconds))
 
     def report_probes(self) -> None:
         """Say what the probes cost."""

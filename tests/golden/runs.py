@@ -98,6 +98,7 @@ BASE: dict[str, Any] = {
     "checkpoint": {"every": 5, "keep": 1, "keep_at_end": False},
     "eval": {
         "rows": 6,
+        "seed": 0,
         "max_new_tokens": 12,
         "batch_size": 4,
         "gates": ["forget.prob <= 0.5*before", "retain.rougeL >= 0.5"],
