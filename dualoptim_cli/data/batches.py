@@ -80,17 +80,23 @@ class Examples:
     def __init__(self, records: Records, encoder: Encoder) -> None:
         self.records = records
         self.encoder = encoder
-        self._windows = Windows(records, encoder) if splits(records, encoder) else None
+        self._windows: Windows | None = None
+        if splits(records, encoder):
+            self._windows = Windows(records, encoder)
         self._cache: dict[tuple[int, str | None], Encoded] = {}
         self._cut: dict[int, int] = {}
 
     def __len__(self) -> int:
-        return len(self.records if self._windows is None else self._windows)
+        if self._windows is not None:
+            return len(self._windows)
+        return len(self.records)
 
     @property
     def lengths(self) -> NDArray[np.int64] | None:
         """Characters of each example, where they differ; windows are all alike."""
-        return self.records.lengths if self._windows is None else None
+        if self._windows is not None:
+            return None
+        return self.records.lengths
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -108,7 +114,9 @@ class Examples:
 
     def record(self, row: int) -> Record:
         """The record that the example is, or begins in."""
-        return self.records[row if self._windows is None else self._windows.row(row)]
+        if self._windows is not None:
+            row = self._windows.row(row)
+        return self.records[row]
 
     def encode(self, rows: Sequence[int], answers: Sequence[str] | None = None) -> list[Encoded]:
         """Tokens and labels of the examples, in their order, with other answers where given.
@@ -122,7 +130,7 @@ class Examples:
                     "Choose another objective, or data.long_rows=cut.",
                 )
             return [self._windows[row] for row in rows]
-        replaced: Sequence[str | None] = [None] * len(rows) if answers is None else answers
+        replaced: Sequence[str | None] = answers or [None] * len(rows)
         keys = list(zip(rows, replaced, strict=True))
         missing = [key for key in dict.fromkeys(keys) if key not in self._cache]
         self._cache |= zip(missing, self._encode(missing), strict=True)

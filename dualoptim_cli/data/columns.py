@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal
 
 from dualoptim_cli.errors import UserError, did_you_mean
@@ -35,7 +36,7 @@ def find_columns(name: str, rows: Sequence[Mapping[str, Any]], named: Mapping[st
     `named` gives the columns that the user named by role; a source that lacks one of them is read by the rules for that
     role (`lacking` says which). Raises a UserError that shows the columns when it is not clear which is what.
     """
-    names = list(dict.fromkeys(column for row in rows for column in row))
+    names = list(dict.fromkeys(chain.from_iterable(rows)))
     if not names:
         if rows:
             raise UserError(f"{name} has rows without any column.", KNOWN_COLUMNS)

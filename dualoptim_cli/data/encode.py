@@ -56,7 +56,9 @@ class Encoded:
 
         The last token of a run always counts. Nothing predicts a row's very first token, so that never does.
         """
-        runs = ((1, len(self.ids)),) if all_tokens else self.runs
+        runs = self.runs
+        if all_tokens:
+            runs = ((1, len(self.ids)),)
         return replace(self, runs=tuple((min(start + skip_first, end - 1), end) for start, end in runs))
 
     @property
@@ -95,12 +97,15 @@ class Encoder:
         self.template = choose_template(tokenizer, template)
         self.max_length = max_length
         self.long_rows = long_rows
-        self.stride = max_length - 1 if stride is None else stride
+        self.stride = max_length - 1
+        if stride is not None:
+            self.stride = stride
         if not 0 < self.stride < max_length:
             raise UserError(f"data.stride is {stride}.", f"Make it 1 to {max_length - 1}, less than data.max_length.")
         self.eos_id = tokenizer.eos_token_id
-        pad = tokenizer.pad_token_id
-        self.pad_id: int = pad if isinstance(pad, int) else self.eos_id
+        self.pad_id: int = self.eos_id
+        if isinstance(tokenizer.pad_token_id, int):
+            self.pad_id = tokenizer.pad_token_id
         self._lead = _leading_ids(tokenizer)
 
     @property
@@ -144,7 +149,7 @@ class Encoder:
 
     def _tokenize(self, records: Sequence[Record], answers: Sequence[str] | None) -> list[Encoded]:
         """Every record at its full length, in one call of the tokenizer."""
-        replaced: Sequence[str | None] = [None] * len(records) if answers is None else answers
+        replaced: Sequence[str | None] = answers or [None] * len(records)
         rendered, faults = [], Faults("The data")
         for record, answer in zip(records, replaced, strict=True):
             try:
@@ -172,21 +177,27 @@ class Encoder:
 
     def _render(self, record: Record, answer: str | None) -> Rendered:
         if not record.prompt and not record.messages:
-            text = record.answer if answer is None else answer
+            text = answer
+            if text is None:
+                text = record.answer
             return Rendered(text, ((0, len(text)),))
         return self.template.render(record, answer)
 
     def _count(self, ids: Sequence[int], offsets: Offsets, rendered: Rendered) -> Encoded:
         starts, ends = [start for start, _ in offsets], [end for _, end in offsets]
-        opening = () if rendered.opened else self._lead
-        ending = () if rendered.closed else (self.eos_id,)
-        ids, lead, runs = (*opening, *ids, *ending), len(opening), []
-        for begin, stop in rendered.answers if offsets else ():
-            first = lead + bisect_right(ends, begin)  # the first token that reaches into the answer
-            runs.append((max(first, 1), lead + bisect_left(starts, stop)))
-        if ending:
-            runs = [*runs[:-1], (runs[-1][0] if runs else max(lead, 1), len(ids))]
-        return Encoded(ids, tuple(runs))
+        lead = 0
+        if not rendered.opened:
+            ids, lead = (*self._lead, *ids), len(self._lead)
+        runs = []
+        if offsets:
+            for begin, stop in rendered.answers:
+                first = lead + bisect_right(ends, begin)  # the first token that reaches into the answer
+                runs.append((max(first, 1), lead + bisect_left(starts, stop)))
+        if not rendered.closed:
+            ids = (*ids, self.eos_id)
+            first, _ = (runs or [(max(lead, 1), 0)])[-1]
+            runs[-1:] = [(first, len(ids))]
+        return Encoded(tuple(ids), tuple(runs))
 
 
 LENGTH_HINT = "Raise data.max_length, shorten the row, or choose another data.long_rows."
@@ -196,5 +207,7 @@ def _leading_ids(tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
     """What the tokenizer puts in front of every text by itself: mostly a beginning-of-sequence token, or nothing."""
     bare = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]
-    starts = [start for start in range(len(full)) if full[start : start + len(bare)] == bare]
-    return tuple(full[: starts[0]]) if starts else ()
+    for start in range(len(full)):
+        if full[start : start + len(bare)] == bare:
+            return tuple(full[:start])
+    return ()

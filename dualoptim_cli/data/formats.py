@@ -160,7 +160,8 @@ def split_json_array(stream: BinaryIO) -> Iterator[Piece]:
         yield *place, text[cursor:end].encode()
         cursor = _skip_space(text, end)
         sign = text[cursor : cursor + 1]
-        cursor = _skip_space(text, cursor + 1) if sign == "," else cursor
+        if sign == ",":
+            cursor = _skip_space(text, cursor + 1)
     if sign == "," or text[cursor : cursor + 1] != "]" or text[cursor + 1 :].strip():
         yield *_move(place, text[at:cursor]), BadRow("is where the array should go on or end", JSON_HINT)
 

@@ -91,7 +91,7 @@ class Records(Sequence[Record]):
         self.lengths: NDArray[np.int64] = np.concatenate([_numbers(source.lengths) for source in sources])
         self._sources = sources
         self._ends = list(accumulate(len(source.rows) for source in sources))
-        notes = [note for source in sources for note in source.notes]
+        notes = list(chain.from_iterable(source.notes for source in sources))
         if len(sources) > 1:
             notes += [f"{name}: {count} rows." for name, count in self.counts]
         self.notes = (*notes, *self._repetitions())
@@ -170,8 +170,12 @@ def load_records(source: str | Sequence[str], *, columns: Literal["auto"] | Mapp
     Several of them make one set, in their order. `columns` maps roles (`prompt`, `answer`, `text`, …) to column names;
     what it does not name is found by rule. Raises one UserError with every fault of the sources, by file and line.
     """
-    names = [source] if isinstance(source, str) else [*source]
-    named = {} if columns == "auto" else columns
+    names = [*source]
+    if isinstance(source, str):
+        names = [source]
+    named: Mapping[str, str] = {}
+    if columns != "auto":
+        named = columns
     sources: list[Source] = []
     faults = Faults(" and ".join(names))
     for name in names:
@@ -277,11 +281,13 @@ def _checked(value: Any, column: str) -> str:
 
 def _texts(values: Mapping[str, Any], column: str | None) -> tuple[str, ...]:
     """The texts of an optional column: none, one, or a list (in CSV, a JSON list)."""
-    value = values.get(column) if column else None
-    if column is None or value is None or value == "":
+    if not column or values.get(column) in (None, ""):
         return ()
-    if isinstance(value, str):
-        value = decode_list(value) if value.startswith("[") else [value]
+    value = values[column]
+    if isinstance(value, str) and value.startswith("["):
+        value = decode_list(value)
+    elif isinstance(value, str):
+        value = [value]
     if not isinstance(value, list):
         raise BadRow(f'has {json_kind(value)} in "{column}", not texts', "Make it a text or a list of texts.")
     return tuple(_checked(text, column) for text in value)

@@ -13,6 +13,7 @@ import zlib
 from array import array
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
@@ -62,26 +63,26 @@ class Rows:
 
     def __init__(self, parts: Sequence[Part]) -> None:
         self._parts = parts
-        self._ends: list[int] = []
+        self._ends = [0]  # how many rows there are before each part, and in all
 
     @property
     def notes(self) -> list[str]:
         """What was put right while reading, one sentence each."""
-        return [note for part in self._parts for note in part.notes]
+        return list(chain.from_iterable(part.notes for part in self._parts))
 
     def scan(self) -> Iterator[Row | UserError]:
         """Go through all rows once, in order; what cannot be read comes as the error it is."""
-        self._ends = []
+        self._ends = [0]
         for part in self._parts:
             yield from part.scan()
-            self._ends.append(len(part) + (self._ends[-1] if self._ends else 0))
+            self._ends.append(self._ends[-1] + len(part))
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return self._ends[-1]
 
     def __getitem__(self, index: int) -> Row:
-        part = bisect_right(self._ends, index)
-        return self._parts[part].row(index - (self._ends[part - 1] if part else 0))
+        part = bisect_right(self._ends, index) - 1
+        return self._parts[part].row(index - self._ends[part])
 
 
 class TextFile:
@@ -96,7 +97,9 @@ class TextFile:
         self.file = file
         self.notes: list[str] = []
         self._starts, self._sizes, self._lines = array("q"), array("q"), array("q")
-        self._unpacked = _unpack(path, file) if path.suffix.lower() == ".gz" else None
+        self._unpacked = None
+        if path.suffix.lower() == ".gz":
+            self._unpacked = _unpack(path, file)
         self._stamp = _stamp(path.stat())
         self._decode: Decode = decode_json
 
@@ -154,7 +157,9 @@ class TextFile:
         if not suffixes & {".csv", ".tsv"}:
             return json_split(stream), decode_json
         dialect = csv_dialect(stream)
-        usual = "\t" if ".tsv" in suffixes else ","
+        usual = ","
+        if ".tsv" in suffixes:
+            usual = "\t"
         if dialect.separator != usual:
             self.notes.append(f"The columns of {self.file} are separated by {SEPARATORS[dialect.separator]}.")
         return dialect.split, dialect.decode

@@ -6,6 +6,7 @@ Nothing is drawn in advance and nothing remembered, so a run that resumes at ste
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -70,7 +71,7 @@ class Schedule:
         self.seed = seed
         self.mode = mode
         self.method = method
-        self.cycle = tuple(name for name, steps in turns.items() for _ in range(steps))
+        self.cycle = tuple(Counter(turns).elements())
         self._lengths = {name: np.asarray(each) for name, each in (lengths or {}).items()}
         self._orders: dict[str, tuple[int, Order]] = {}
 
@@ -96,8 +97,9 @@ class Schedule:
     def rows_used(self, objective: str, steps: int) -> set[int]:
         """The rows that a run of `steps` steps will draw for the objective."""
         drawn = self.turns_before(objective, steps) * self.rows_a_turn(objective)
-        size = self.sizes[objective]
-        return set(range(size)) if drawn >= size else set(self._order(objective, 0)[:drawn].tolist())
+        if drawn >= self.sizes[objective]:
+            return set(range(self.sizes[objective]))
+        return set(self._order(objective, 0)[:drawn].tolist())
 
     def _rows(self, objective: str, turn: int) -> tuple[int, ...]:
         size, count = self.sizes[objective], self.rows_a_turn(objective)
@@ -109,7 +111,9 @@ class Schedule:
 
     def _longest_first(self, objective: str, rows: list[int]) -> list[int]:
         lengths = self._lengths.get(objective)
-        return rows if lengths is None else sorted(rows, key=lambda row: -lengths[row])
+        if lengths is None:
+            return rows
+        return sorted(rows, key=lambda row: -lengths[row])
 
     def _order(self, objective: str, epoch: int) -> Order:
         """The order of one pass; only the last one asked for is kept."""

@@ -42,13 +42,16 @@ def open_source(source: str) -> Rows:
     Of a folder with config or split, only the files that have them as a word in their path count. Raises a
     UserError when there is no such thing; the rows themselves are read later, by `Rows.scan`.
     """
-    exists = Path(source).exists()  # such a name has no further parts, whatever signs are in it
-    named = Named(source, None, None) if exists else parse_source(source)
+    named = parse_source(source)
+    if Path(source).exists():  # such a name has no further parts, whatever signs are in it
+        named = Named(source, None, None)
     path = Path(named.name)
     if path.is_file() and named.name == source:
         return Rows([_open_file(path, source)])
+    if path.is_dir() and _is_saved(path):
+        return Rows([_open_saved(path, named)])
     if path.is_dir():
-        return Rows([_open_saved(path, named)] if _is_saved(path) else _open_folder(path, named))
+        return Rows(_open_folder(path, named))
     if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", named.name) and not path.parent.is_dir():
         return Rows([_open_hub(source, named)])
     raise _not_found(path, source)
@@ -61,7 +64,9 @@ def from_list(name: str, rows: Sequence[Mapping[str, Any]]) -> Rows:
 
 def parse_source(source: str) -> Named:
     """The parts of a source; the colon behind the letter of a Windows drive begins no configuration."""
-    drive = source[:2] if re.match(r"[A-Za-z]:[\\/]", source) else ""
+    drive = ""
+    if re.match(r"[A-Za-z]:[\\/]", source):
+        drive = source[:2]
     name, _, split = source.removeprefix(drive).partition("@")
     name, _, config = name.partition(":")
     return Named(drive + name, config or None, split or None)
@@ -69,7 +74,9 @@ def parse_source(source: str) -> Named:
 
 def place_of(source: str) -> Path:
     """The file or folder that a source names; there is none there when it names a dataset of the hub."""
-    return Path(source) if Path(source).exists() else Path(parse_source(source).name)
+    if Path(source).exists():
+        return Path(source)
+    return Path(parse_source(source).name)
 
 
 def _open_file(path: Path, file: str) -> Part:
@@ -101,8 +108,12 @@ def _open_parquet(path: Path, file: str) -> Part:
 
 
 def _open_folder(path: Path, named: Named) -> list[Part]:
-    files = sorted(file.relative_to(path) for file in path.rglob("*") if file.name.lower().endswith(SUFFIXES))
-    files = [file for file in files if not any(part.startswith(".") for part in file.parts)]
+    files = []
+    for file in sorted(path.rglob("*")):
+        inside = file.relative_to(path)
+        is_hidden = any(part.startswith(".") for part in inside.parts)
+        if file.name.lower().endswith(SUFFIXES) and not is_hidden:
+            files.append(inside)
     if not files:
         raise UserError(f"{path} is a folder without files of rows.", f"Readable are {', '.join(SUFFIXES)}.")
     words = {word for word in (named.config, named.split) if word}
@@ -161,10 +172,14 @@ def _open_hub(source: str, named: Named) -> Part:
 
 
 def _dataset(splits: Mapping[str | None, Any], named: Named, source: str) -> Part:
-    split = named.split if named.split or len(splits) > 1 else next(iter(splits))
+    split = named.split
+    if not split and len(splits) == 1:
+        split = next(iter(splits))
     if split not in splits:
         names = [str(name) for name in splits]
-        missing = f"has no split {split}" if split else "has several splits"
+        missing = "has several splits"
+        if split:
+            missing = f"has no split {split}"
         hint = did_you_mean(split or "", names)
         raise UserError(f"{source} {missing}.", f"{hint} Write it as {named.name}@{names[0]}.")
     arrow = splits[split].with_format("arrow")
@@ -175,4 +190,7 @@ def _not_found(path: Path, source: str) -> UserError:
     if not path.parent.is_dir():
         return UserError(f"{source} does not exist, nor does the folder {path.parent}.", "Check the path.")
     names = sorted(file.name for file in path.parent.iterdir() if file.name.lower().endswith(SUFFIXES))
-    return UserError(f"{source} does not exist.", did_you_mean(path.name, names) if names else "Check the path.")
+    hint = "Check the path."
+    if names:
+        hint = did_you_mean(path.name, names)
+    return UserError(f"{source} does not exist.", hint)

@@ -66,7 +66,9 @@ class PlainTemplate:
                 )
             question = record.messages[0].content
         prompt = f"{self._before}{question}{self._between}"
-        text = prompt + (record.answer if answer is None else answer)
+        if answer is None:
+            answer = record.answer
+        text = prompt + answer
         return Rendered(text, ((len(prompt), len(text)),))
 
 
