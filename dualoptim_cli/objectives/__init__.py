@@ -259,7 +259,9 @@ def _pair_faults(objectives: Mapping[str, ObjectiveConfig]) -> list[UserError]:
         moved = {_layer(other) for other in objectives.values() if other.loss == partner}
         if _layer(part) in moved:
             continue
-        extent = "moves that layer" if moved else "moves any"
+        extent = "moves any"
+        if moved:
+            extent = "moves that layer"
         fact = (
             f'objectives.{name}.loss: "{part.loss}" holds the activations of one layer, and no "{partner}" {extent}: '
             "the layers above it would change freely."

@@ -79,7 +79,10 @@ class Task:
 
     def tokens(self, rows: Sequence[int], *, draw: int = 0) -> int:
         """Tokens, without padding, that a loss over these rows puts through the model."""
-        return sum(len(row.ids) for kind in self.kinds for row in self._encode(self._due(kind, rows, draw)))
+        tokens = 0
+        for kind in self.kinds:
+            tokens += sum(len(row.ids) for row in self._encode(self._due(kind, rows, draw)))
+        return tokens
 
     def loss(self, model: nn.Module, rows: Sequence[int], *, draw: int = 0) -> Tensor:
         """The loss summed over these rows (a scalar with gradients), not divided by anything."""
@@ -118,7 +121,9 @@ class Task:
     def counted(self, row: Encoded) -> Encoded:
         """The row with those tokens counted that the objective's options name."""
         all_tokens, skip_first = bool(self._settings["all_tokens"]), int(self._settings["skip_first"])
-        return row.counting(all_tokens=all_tokens, skip_first=skip_first) if all_tokens or skip_first else row
+        if not all_tokens and not skip_first:
+            return row
+        return row.counting(all_tokens=all_tokens, skip_first=skip_first)
 
     def prepare(
         self,
@@ -184,7 +189,9 @@ class Task:
             provided = {"logits": logits, "target": target, "logits_reference": reference}
             return self._call(**{need: provided[need] for need in self._objective.needs})
 
-        frozen = self._frozen if self._objective.compares_whole else None
+        frozen = None
+        if self._objective.compares_whole:
+            frozen = self._frozen
         return passes.over_logits(model, batch, measure, frozen)
 
     def _over_activations(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -206,11 +213,14 @@ class Task:
         it."""
         depth, layer = len(passes.blocks(model)), int(self._settings["layer"])
         if layer > depth - 2 or depth < 2:
-            raise UserError(
-                f"objectives.{self.name}.options.layer: {layer} of {depth} layers leaves none above it.",
-                f"Choose from 0 to {depth - 2}." if depth > 1 else "Use another loss.",
-            )
-        return layer if layer >= 0 else min(round(7 / 32 * depth), depth - 2)
+            hint = "Use another loss."
+            if depth > 1:
+                hint = f"Choose from 0 to {depth - 2}."
+            fact = f"objectives.{self.name}.options.layer: {layer} of {depth} layers leaves none above it."
+            raise UserError(fact, hint)
+        if layer >= 0:
+            return layer
+        return min(round(7 / 32 * depth), depth - 2)
 
     def _direction(self, like: Tensor) -> Tensor:
         drawn = torch.rand(like.shape[-1], generator=torch.Generator().manual_seed(self._seed))

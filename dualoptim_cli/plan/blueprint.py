@@ -117,9 +117,9 @@ def _treated(setup: Setup, model: nn.Module) -> nn.Module:
         enable: Any = model.activation_checkpointing_enable
         enable({"use_reentrant": False})
     if setup.lora:
-        asked = setup.lora.model_dump(exclude={"adapter"}) | {"rank": _rank(setup.lora, setup.adapter)}
+        lora = setup.lora.model_dump(exclude={"adapter"}) | {"rank": _rank(setup.lora, setup.adapter)}
         nowhere: Any = None
-        model = attach(Loaded(cast(Any, model), nowhere, torch.device("meta"), torch.float32), **asked).model
+        model = attach(Loaded(cast(Any, model), nowhere, torch.device("meta"), torch.float32), **lora).model
     rows: Any = None  # which layers are trained is a matter of names, not of rows
     tasks = []
     for name, objective in setup.objectives.items():
@@ -130,7 +130,9 @@ def _treated(setup: Setup, model: nn.Module) -> nn.Module:
 
 def _rank(lora: LoraConfig, adapter: Path | None) -> int:
     """The rank of the adapter that is trained: that of the one it goes on with, where there is one."""
-    return lora.rank if adapter is None else int(check_adapter(adapter)["r"])
+    if adapter is None:
+        return lora.rank
+    return int(check_adapter(adapter)["r"])
 
 
 def _quantized(model: nn.Module) -> Iterator[Tensor]:
@@ -156,12 +158,12 @@ def state_by_kind(setup: Setup, named: Iterable[tuple[str, Tensor]]) -> dict[str
     """
     trained = [(name, torch.empty_like(p, device="meta", requires_grad=True)) for name, p in named if p.requires_grad]
     optimizer: Any = build_optimizer(setup.optimizer.name, trained, lr=1.0, **setup.optimizer.own)
-    return _sized(optimizer.blank_state(setup.objectives))
-
-
-def _sized(cells: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
-    found: Counter[str] = Counter()
-    for key, cell in cells:
-        kind = "8-bit codes" if cell.dtype == torch.uint8 else str(cell.dtype).removeprefix("torch.")
-        found["scales of the codes" if key.endswith(".scale") else kind] += _bytes(cell)
-    return dict(found)
+    sizes: Counter[str] = Counter()
+    for key, cell in optimizer.blank_state(setup.objectives):
+        kind = str(cell.dtype).removeprefix("torch.")
+        if key.endswith(".scale"):
+            kind = "scales of the codes"
+        elif cell.dtype == torch.uint8:
+            kind = "8-bit codes"
+        sizes[kind] += _bytes(cell)
+    return dict(sizes)

@@ -145,8 +145,10 @@ def _changed(setup: Setup, **sections: Mapping[str, Any]) -> Setup:
 
 
 def _describe(flags: str, memory: Memory, room: Room) -> str:
-    fits = "" if memory.peak <= COMFORT * room.total else ", still too much"
-    return f"{flags}: {size(memory.peak)}{fits}"
+    words = f"{flags}: {size(memory.peak)}"
+    if memory.peak > COMFORT * room.total:
+        words += ", still too much"
+    return words
 
 
 def explain(needs: Needs) -> str:
@@ -168,11 +170,14 @@ def refuse_impossible(needs: Needs) -> None:
     faults = []
     memory, room, disk = needs.memory, needs.room, needs.disk
     if memory.certain > room.total:
-        way_out = "; ".join(needs.advice)
-        hint = f"What would help: {way_out}." if way_out else "Use a larger device or a smaller model."
+        hint = "Use a larger device or a smaller model."
+        if needs.advice:
+            hint = f"What would help: {'; '.join(needs.advice)}."
         faults.append(UserError(explain(needs), hint, ExitCode.RESOURCES))
     if disk.needed > disk.free:
-        fewer = "keep fewer: --set checkpoint.keep=1" if disk.at_once > 2 else NONE_UNASKED
+        fewer = NONE_UNASKED
+        if disk.at_once > 2:
+            fewer = "keep fewer: --set checkpoint.keep=1"
         hint = f"Free some space, choose another --out, or {fewer}."
         faults.append(UserError(_describe_disk(disk), hint, ExitCode.RESOURCES))
     raise_all(faults)
@@ -187,8 +192,10 @@ def _describe_disk(disk: Disk) -> str:
 
 def warnings(needs: Needs) -> list[str]:
     """What may not fit, though that is not certain, one sentence each."""
-    unknown = [needs.memory.unknown] if needs.memory.unknown else []
+    sentences = list(filter(None, [needs.memory.unknown]))
     if needs.fits or needs.memory.certain > needs.room.total:
-        return unknown
-    way_out = f" What would help: {'; '.join(needs.advice)}." if needs.advice else ""
-    return [*unknown, f"Memory may not suffice. {explain(needs)}{way_out}"]
+        return sentences
+    sentences.append(f"Memory may not suffice. {explain(needs)}")
+    if needs.advice:
+        sentences[-1] += f" What would help: {'; '.join(needs.advice)}."
+    return sentences

@@ -33,8 +33,12 @@ def room_of(device: str) -> Room:
 
 def _limit(file: Path) -> int:
     """The bytes that a control group allows; more than any machine has where it allows all."""
-    text = file.read_text(encoding="ascii").strip() if file.is_file() else "max"
-    return int(text) if text.isdigit() else 2**63
+    limit = "max"
+    if file.is_file():
+        limit = file.read_text(encoding="ascii").strip()
+    if limit.isdigit():
+        return int(limit)
+    return 2**63
 
 
 def free_space(out: Path) -> int:

@@ -221,7 +221,8 @@ def read(folder: Path) -> Checkpoint:
             raise UserError(f"{folder} has format {head['format']}; this version reads {FORMAT}.")
         digest = head.pop("digest")
         wrong = [name for name in FILES if sha256(folder / name) != head["sha256"][name]]
-        wrong += [HEAD] if _digest(head) != digest else []
+        if _digest(head) != digest:
+            wrong.append(HEAD)
         standing, seals = Standing(**head["standing"]), dict(head["seals"])
         checkpoint = Checkpoint(folder, standing, head["identity"], head["optimizer"], seals)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:

@@ -66,7 +66,9 @@ class Watch:
 
     def seeing(self, loss: float) -> Watch:
         """The watch after one more turn."""
-        first = loss if self.first is None else self.first
+        first = self.first
+        if first is None:
+            first = loss
         return replace(self, first=first, latest=(*self.latest, loss)[-self.turns :])
 
     def dump(self) -> dict[str, Any]:

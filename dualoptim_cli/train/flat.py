@@ -24,7 +24,9 @@ def flatten(state: Mapping[str, Any]) -> tuple[dict[str, torch.Tensor], dict[str
 
 def unflatten(tensors: Mapping[str, torch.Tensor], rest: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `flatten`."""
-    groups = [{key: _tuple(key, value) for key, value in group.items()} for group in rest["param_groups"]]
+    groups = []
+    for group in rest["param_groups"]:
+        groups.append({key: _tuple(key, value) for key, value in group.items()})
     index_of = {name: index for index, name in _names(groups).items()}
     state: dict[int, dict[str, Any]] = {}
     for place, value in [*tensors.items(), *rest["numbers"].items()]:
@@ -41,8 +43,9 @@ def unshared(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     seen: set[int] = set()
     apart = {}
     for name, tensor in tensors.items():
-        shared = tensor.numel() > 0 and tensor.data_ptr() in seen
-        apart[name] = tensor.clone() if shared else tensor
+        apart[name] = tensor
+        if tensor.numel() and tensor.data_ptr() in seen:
+            apart[name] = tensor.clone()
         seen.add(tensor.data_ptr())
     return apart
 
@@ -57,13 +60,14 @@ def _leaves(above: str, cells: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _names(groups: list[dict[str, Any]]) -> dict[int, str]:
-    return {
-        index: name
-        for group in groups
-        for index, name in zip(group["params"], group.get("param_names") or map(str, group["params"]), strict=True)
-    }
+    names: dict[int, str] = {}
+    for group in groups:
+        names |= zip(group["params"], group.get("param_names") or map(str, group["params"]), strict=True)
+    return names
 
 
 def _tuple(key: str, value: Any) -> Any:
     """JSON knows no tuples; what a group holds as a list, beside its parameters and their names, was one."""
-    return tuple(value) if isinstance(value, list) and key not in {"params", "param_names"} else value
+    if isinstance(value, list) and key not in {"params", "param_names"}:
+        return tuple(value)
+    return value

@@ -26,9 +26,13 @@ class Pace:
         least: float = LEAST,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._steps = every if isinstance(every, int) else 0
-        self._fixed = 60.0 * int(every.removesuffix("m")) if isinstance(every, str) and every != "auto" else None
+        self._steps = 0
+        self._fixed: float | None = None  # seconds
         self._timed = isinstance(every, str)
+        if isinstance(every, int):
+            self._steps = every
+        elif every != "auto":
+            self._fixed = 60.0 * int(every.removesuffix("m"))
         self._cost = expected / FIRST_GUESS
         self._least = least
         self._clock = clock
@@ -38,7 +42,9 @@ class Pace:
         """Whether to save after this step (counted from 1)."""
         if not self._timed:
             return self._steps > 0 and step % self._steps == 0
-        wait = self._fixed if self._fixed is not None else max(self._least, TIMES_COST * self._cost)
+        wait = self._fixed
+        if wait is None:
+            wait = max(self._least, TIMES_COST * self._cost)
         return self._clock() - self._last >= wait
 
     def saved(self, seconds: float) -> None:

@@ -40,4 +40,6 @@ def learning_rate(step: int, settings: Settings, stretch: tuple[int, int] | None
     if settings.decay == "constant" or step < first:
         return settings.lr
     left = (last - step) / max(1, last - first)
-    return settings.lr * (left if settings.decay == "linear" else (1 - math.cos(math.pi * left)) / 2)
+    if settings.decay == "linear":
+        return settings.lr * left
+    return settings.lr * ((1 - math.cos(math.pi * left)) / 2)

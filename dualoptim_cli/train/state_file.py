@@ -49,7 +49,7 @@ def header(rest: Mapping[str, Any]) -> dict[str, str]:
 
 
 def open_state(path: Path, rest: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """A saved state in the shape of a `state_dict` whose tensors rest in the file until they are sliced.
+    """A saved state in the shape of a `state_dict` whose tensors stay in the file until they are sliced.
 
     `rest` says what is no tensor; by default the file's own header does, and where it does not either, names are
     all that is known. Raises UserError (exit 5) where the file is cut short or holds no optimizer's state.
@@ -60,19 +60,17 @@ def open_state(path: Path, rest: Mapping[str, Any] | None = None) -> dict[str, A
         hint = f"The state lies in optimizer.safetensors of a checkpoint. {HOW_TO_SAVE}"
         raise UserError(f"{path} holds no optimizer state.", hint, ExitCode.INTEGRITY)
     try:
-        known = rest if rest is not None else strict_json.parse(metadata.get("optimizer", "null"))
-        known = known or {"numbers": {}, "param_groups": _nameless(names)}
-        return unflatten(cast("Mapping[str, torch.Tensor]", tensors), known)
+        if rest is None:
+            rest = strict_json.parse(metadata.get("optimizer", "null"))
+        if not rest:
+            rest = {"numbers": {}, "param_groups": [{"params": list(range(len(names))), "param_names": names}]}
+        return unflatten(cast("Mapping[str, torch.Tensor]", tensors), rest)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path} and its settings do not fit together.", HOW_TO_SAVE, ExitCode.INTEGRITY) from error
 
 
-def _nameless(names: Sequence[str]) -> list[dict[str, Any]]:
-    return [{"params": list(range(len(names))), "param_names": list(names)}]
-
-
 class Stored:
-    """A tensor that rests in a file: a slice of it is read when it is taken."""
+    """A tensor that lies in a file: a slice of it is read when it is taken."""
 
     def __init__(self, path: Path, offset: int, dtype: torch.dtype, shape: Sequence[int]) -> None:
         self.path, self.offset, self.dtype = path, offset, dtype
@@ -90,7 +88,9 @@ class Stored:
 
     def view(self, *shape: int) -> Stored:
         """The same numbers in another shape, whose first length may be −1."""
-        rows = self.numel() // prod(shape[1:]) if shape[0] < 0 else shape[0]
+        rows = shape[0]
+        if rows < 0:
+            rows = self.numel() // prod(shape[1:])
         return Stored(self.path, self.offset, self.dtype, [rows, *shape[1:]])
 
     def in_rows(self, width: int, fill: int) -> Stored:
@@ -110,7 +110,9 @@ class Stored:
             raise UserError(f"{self.path} is cut short.", WHOLE, ExitCode.INTEGRITY)
         missing = (stop - start) * width - count
         values = read.view(self.dtype)
-        return (pad(values, (0, missing), value=self._fill) if missing else values).view(-1, *self.shape[1:])
+        if missing:
+            values = pad(values, (0, missing), value=self._fill)
+        return values.view(-1, *self.shape[1:])
 
     def __int__(self) -> int:
         return int(self.view(1)[0:1])
