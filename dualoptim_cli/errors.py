@@ -51,14 +51,17 @@ class UserError(Exception):
 
 def raise_all(faults: Sequence[UserError]) -> None:
     """Raise every fault found, as one error that lists them, each once; with no faults, return."""
-    every = [part for fault in faults for part in fault.parts or (fault,)]
-    faults = list({(fault.message, fault.hint): fault for fault in every}.values())
+    distinct: dict[tuple[str, str], UserError] = {}
+    for fault in faults:
+        for part in fault.parts or (fault,):
+            distinct[part.message, part.hint] = part
+    faults = list(distinct.values())
     if not faults:
         return
     if len(faults) == 1:
         raise faults[0]
     lines = [f"{len(faults)} faults were found:"]
-    lines += [f"- {fault.message}" + (f" {fault.hint}" if fault.hint else "") for fault in faults]
+    lines += [f"- {fault.message} {fault.hint}".rstrip() for fault in faults]
     error = UserError("\n".join(lines), code=max(fault.code for fault in faults))
     error.parts = tuple(faults)
     raise error
@@ -70,6 +73,7 @@ def did_you_mean(name: str, choices: Sequence[str]) -> str:
 
     listed = f"Choose from: {', '.join(choices)}."
     swapped = [choice for choice in choices if sorted(choice) == sorted(name)]
-    containing = [choice for choice in choices if name.lower() in choice.lower()] if name else []
-    near = swapped or get_close_matches(name, choices, n=1) or containing
-    return f'Did you mean "{near[0]}"? {listed}' if near else listed
+    containing = [choice for choice in choices if name and name.lower() in choice.lower()]
+    for near in swapped or get_close_matches(name, choices, n=1) or containing:
+        return f'Did you mean "{near}"? {listed}'
+    return listed

@@ -38,8 +38,9 @@ class Resolved:
 def recipe_folder() -> Path:
     """The folder of the shipped recipes: inside the wheel, or beside the package in a checkout."""
     package = Path(__file__).parent
-    inside = package / "_recipes"
-    return inside if inside.is_dir() else package.parent / "recipes"
+    if (package / "_recipes").is_dir():
+        return package / "_recipes"
+    return package.parent / "recipes"
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -50,7 +51,9 @@ def shipped_recipes() -> dict[str, Path]:
 def describe(path: Path) -> str:
     """A recipe's own description: the comment in its second line, or nothing."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    return lines[1].removeprefix("#").strip() if len(lines) > 1 and lines[1].startswith("#") else ""
+    if len(lines) < 2 or not lines[1].startswith("#"):
+        return ""
+    return lines[1].removeprefix("#").strip()
 
 
 @contextmanager
@@ -154,7 +157,9 @@ def _drop(values: dict[str, Any], keys: Path_) -> None:
     """Take out what is at these keys, so that its default takes its place."""
     place: Any = values
     for key in keys[:-1]:
-        place = place.get(key) if isinstance(place, dict) else None
+        if not isinstance(place, dict):
+            return
+        place = place.get(key)
     if isinstance(place, dict) and keys:
         place.pop(keys[-1], None)
 
@@ -168,7 +173,9 @@ def _read_recipe(path: Path) -> tuple[dict[str, Any], dict[Path_, str], list[Use
         raise UserError(f"{path} cannot be read: {error}.") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        where = str(path)
+        if mark:
+            where += f":{mark.line + 1}"
         raise UserError(f"{where} is not YAML: {getattr(error, 'problem', None) or 'it cannot be parsed'}.") from error
     except (RecursionError, ValueError) as error:
         raise UserError(f"{path} is not a recipe: it cannot be parsed as YAML.") from error
@@ -215,10 +222,10 @@ def _origin(keys: Path_, origins: Mapping[Path_, str]) -> str:
 
 def _faults(error: ValidationError, origins: Mapping[Path_, str]) -> list[UserError]:
     """Pydantic's findings in the user's own spelling, one for each setting."""
-    found: dict[Path_, list[Mapping[str, Any]]] = {}
+    by_setting: dict[Path_, list[Mapping[str, Any]]] = {}
     for detail in error.errors():
-        found.setdefault(_keys(detail["loc"]), []).append({**detail})
-    return [_fault(keys, details, origins) for keys, details in found.items()]
+        by_setting.setdefault(_keys(detail["loc"]), []).append({**detail})
+    return [_fault(keys, details, origins) for keys, details in by_setting.items()]
 
 
 def _keys(location: tuple[int | str, ...]) -> Path_:
@@ -232,11 +239,17 @@ def _fault(keys: Path_, details: Sequence[Mapping[str, Any]], origins: Mapping[P
     detail = details[-1]  # of a union's members, the last: the one that is no fixed word, as "auto" is
     kind = str(detail["type"])
     origin = _origin(keys, origins)
-    where = "" if origin == "default" else f"{origin}: " if not origin.startswith("--set") else "--set "
+    where = f"{origin}: "
+    if origin == "default":
+        where = ""
+    elif origin.startswith("--set"):
+        where = "--set "
     name = ".".join(keys)
     if kind == "extra_forbidden":
         elsewhere = [path for path in _settings(RunConfig) if path.endswith(f".{keys[-1]}")]
-        hint = f'Did you mean "{elsewhere[0]}"?' if len(elsewhere) == 1 else did_you_mean(keys[-1], _known(keys[:-1]))
+        hint = did_you_mean(keys[-1], _known(keys[:-1]))
+        if len(elsewhere) == 1:
+            hint = f'Did you mean "{elsewhere[0]}"?'
         return UserError(f"{where}{name} is not a setting.", hint)
     if kind == "missing":
         return UserError(f"{where}{name} is missing.", _MISSING.get(name, ""))
@@ -245,8 +258,10 @@ def _fault(keys: Path_, details: Sequence[Mapping[str, Any]], origins: Mapping[P
     words = [
         str(other["ctx"]["expected"]).replace("'", '"') for other in details[:-1] if other["type"] == "literal_error"
     ]
-    nor = f", nor {words[0]}" if words else ""
-    return UserError(f'{where}{name}: "{_short(detail["input"])}" {_wrong(kind, detail)}{nor}.')
+    wrong = _wrong(kind, detail)
+    if words:
+        wrong += f", nor {words[0]}"
+    return UserError(f'{where}{name}: "{_short(detail["input"])}" {wrong}.')
 
 
 _MISSING = {
@@ -269,7 +284,9 @@ def _wrong(kind: str, detail: Mapping[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    if len(text) > 60:
+        text = text[:57] + "..."
+    return text
 
 
 def _known(keys: Path_) -> list[str]:
@@ -296,8 +313,10 @@ def _inner_section(annotation: Any) -> Any:
     """The section inside `X | None` or `dict[str, X]`, or the annotation itself."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    sections = [part for part in get_args(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
-    return sections[0] if sections else annotation
+    for part in get_args(annotation):
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            return part
+    return annotation
 
 
 def check_names(names: Sequence[str], choices: Sequence[str], setting: str) -> list[UserError]:
