@@ -17,7 +17,6 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from dualoptim_cli.cli import app
-from dualoptim_cli.cli.options import ROWS
 from dualoptim_cli.config import RunConfig
 
 HERE = Path(__file__).parent
@@ -51,8 +50,7 @@ def _command(path: str, command: Any) -> Iterator[str]:
         yield _table([(f"`{_argument(argument)}`", argument.help or "") for argument in arguments])
     panels: dict[str, list[tuple[str, str]]] = {}
     for option in options:
-        repeatable = option.multiple and option.name not in ROWS
-        text = f"{option.help or ''}{' (repeatable)' if repeatable else ''}"
+        text = f"{option.help or ''}{' (repeatable)' if option.multiple else ''}"
         panels.setdefault(option.rich_help_panel or "", []).append((_option(option), text))
     for panel, rows in panels.items():
         yield f"**{panel}**\n\n{_table(rows)}" if panel else _table(rows)

@@ -35,6 +35,7 @@ Positive = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
 Decay = Annotated[Number, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Sources = str | Annotated[list[str], Field(min_length=1)]  # files, folders or datasets: several make one set
 
 
 class Section(BaseModel):
@@ -72,7 +73,7 @@ class LoraConfig(Section):
 class ObjectiveConfig(Section):
     """One objective: its data, its loss, and its turn in the cycle."""
 
-    data: str
+    data: Sources
     loss: str
     options: dict[str, Number] = {}
     weight: Positive = 1.0
@@ -83,8 +84,8 @@ class ObjectiveConfig(Section):
 class DataConfig(Section):
     """How rows become tokens."""
 
-    holdout: str | None = None
-    unseen: str | None = None
+    holdout: Sources | None = None
+    unseen: Sources | None = None
     columns: Auto | dict[str, str] = "auto"
     template: str = "auto"
     max_length: Annotated[int, Field(ge=8)] = 512

@@ -57,16 +57,18 @@ def describe(path: Path) -> str:
 
 
 @contextmanager
-def telling_how_to_get(name: str, lines: Mapping[str, str]) -> Iterator[None]:
-    """Let an error about the model or source `name` repeat the recipe's line on how to get it.
+def telling_how_to_get(names: Sequence[str], lines: Mapping[str, str]) -> Iterator[None]:
+    """Let an error about a model or about sources repeat the recipe's line on how to get the first that is not here.
 
     `lines` are a config's `obtain`. A file that is here needs no such line: then something else is wrong with it.
     """
     try:
         yield
     except UserError as fault:
-        line = lines.get(name) or lines.get(re.split("[:@]", name)[0])
-        if line is None or Path(name).is_file():
+        missing = [name for name in names if not Path(name).is_file()]
+        known = [lines.get(name) or lines.get(re.split("[:@]", name)[0]) for name in missing]
+        line = next((line for line in known if line), None)
+        if line is None:
             raise
         raise UserError(fault.message, f"{fault.hint} (To get it: {line})".strip(), fault.code) from fault
 

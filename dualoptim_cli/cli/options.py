@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
-from dualoptim_cli.errors import UserError
-
 if TYPE_CHECKING:
     from dualoptim_cli.recipes import Override
 
@@ -74,7 +72,7 @@ Json = Annotated[bool, option("--json", SCREEN, "The result as JSON on stdout.")
 Quiet = Annotated[bool, option("--quiet", SCREEN, "No progress; errors and --json only.")]
 Debug = Annotated[bool, option("--debug", SCREEN, "Show the traceback of an error.")]
 
-ROWS = ("forget", "retain", "holdout", "unseen")  # their flags are lists only to see that one is there twice
+ROWS = ("forget", "retain", "holdout", "unseen")
 COLUMNS = {
     "question_column": "data.columns.prompt",
     "answer_column": "data.columns.answer",
@@ -85,8 +83,7 @@ COLUMNS = {
 def overrides(given: Mapping[str, Any], keys: Mapping[str, str]) -> list[Override]:
     """What was given on the command line, by parameter name, as overrides of the settings that `keys` names.
 
-    None, False and an empty list mean that a flag was not given. Raises UserError where a flag for rows is there twice:
-    of two files to forget, one would be dropped without a word.
+    None, False and an empty list mean that a flag was not given. Several of one flag for rows make one set.
     """
     from dualoptim_cli.recipes import Override
 
@@ -95,12 +92,7 @@ def overrides(given: Mapping[str, Any], keys: Mapping[str, str]) -> list[Overrid
         value, flag = given[name], f"--{name.replace('_', '-')}"
         if value in (None, False, []):
             continue
-        if name in ROWS:
-            if len(value) > 1:
-                raise UserError(
-                    f"{flag} is given {len(value)} times ({', '.join(value)}), and names one file, folder or dataset.",
-                    "Put the files into one folder and name that: the rows of its files are one set.",
-                )
+        if name in ROWS and len(value) == 1:
             value = value[0]
         settings.append(Override(tuple(key.split(".")), value, flag))
     return settings

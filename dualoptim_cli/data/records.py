@@ -92,8 +92,6 @@ class Records(Sequence[Record]):
         self._sources = sources
         self._ends = list(accumulate(len(source.rows) for source in sources))
         notes = list(chain.from_iterable(source.notes for source in sources))
-        if len(sources) > 1:
-            notes += [f"{name}: {count} rows." for name, count in self.counts]
         self.notes = (*notes, *self._repetitions())
 
     @property
@@ -178,7 +176,9 @@ def load_records(source: str | Sequence[str], *, columns: Literal["auto"] | Mapp
         named = columns
     sources: list[Source] = []
     faults = Faults(" and ".join(names))
-    for name in names:
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            faults.add(UserError(f"{name} is named {names.count(name)} times for one set.", "Name it once."))
         try:
             sources.append(_collect(name, open_source(name), named))
         except UserError as fault:

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from dualoptim_cli.config import RunConfig
+from dualoptim_cli.config import RunConfig, Sources
 from dualoptim_cli.data.sources import place_of
 from dualoptim_cli.errors import UserError, raise_all
 from dualoptim_cli.evaluate.attacks import choose_attacks
@@ -33,15 +33,20 @@ Suite = tuple[str, str]
 
 @dataclass(frozen=True)
 class RowSet:
-    """A set of rows that a job reads: its name, where it is, and what is to become of it.
+    """A set of rows that a job reads: its name, where its parts are, and what is to become of it.
 
     `objective` is what the rows are trained with; None where they are only measured.
     """
 
     name: str
-    source: str
+    sources: tuple[str, ...]
     role: Role
     objective: Objective | None = None
+
+    @property
+    def source(self) -> str:
+        """Where it is, in words."""
+        return " and ".join(self.sources)
 
 
 @dataclass(frozen=True)
@@ -177,7 +182,8 @@ class Brief:
         if config.eval.reference:
             sources.append(("the reference", Path(config.eval.reference)))
         sources += [(f"the model that rates {judge}", Path(model)) for judge, model in self.judges.items()]
-        sources += [(f"the rows of {name}", place_of(rows.source)) for name, rows in self.sets.items()]
+        for name, rows in self.sets.items():
+            sources += [(f"the rows of {name}", place_of(source)) for source in rows.sources]
         if config.data.refusals:
             sources.append(("the refusals", Path(config.data.refusals)))
         return [*sources, *((f"the benchmark {suite}", Path(place)) for suite, place in self.suites)]
@@ -243,11 +249,15 @@ def _sets(config: RunConfig) -> dict[str, RowSet]:
     forget = forgotten(config.objectives)
     sets = {}
     for name, part in config.objectives.items():
-        sets[name] = RowSet(name, part.data, "forget" if name in forget else role_of(name))
+        sets[name] = RowSet(name, _several(part.data), "forget" if name in forget else role_of(name))
     for name, source in (("holdout", config.data.holdout), ("unseen", config.data.unseen)):
         if source:
-            sets[name] = RowSet(name, source, role_of(name))
+            sets[name] = RowSet(name, _several(source), role_of(name))
     return sets
+
+
+def _several(data: Sources) -> tuple[str, ...]:
+    return (data,) if isinstance(data, str) else tuple(data)
 
 
 def role_of(name: str) -> Role:

@@ -149,7 +149,7 @@ def _open_other(name: str | None, config: RunConfig) -> Located | Results | None
         return None
     if Path(name).is_file():
         return read_results(Path(name), own=name == _own_run(config))
-    with telling_how_to_get(name, config.obtain):
+    with telling_how_to_get([name], config.obtain):
         return locate(name, trust_remote_code=config.model.trust_remote_code)
 
 

@@ -39,10 +39,9 @@ class Opened:
     reference: Located | None
     places: Mapping[str, str]
 
-    def place(self, name: str) -> str:
-        """Where the rows of a set are."""
-        source = self.brief.sets[name].source
-        return self.places.get(source, source)
+    def rows_at(self, name: str) -> dict[str, str]:
+        """Where the rows of a set are, by the names that the user gave."""
+        return {source: self.places.get(source, source) for source in self.brief.sets[name].sources}
 
     @property
     def model_folders(self) -> list[Path]:
@@ -73,7 +72,9 @@ def open_inputs(brief: Brief, on_event: OnEvent, *, weights: bool = True) -> Ope
     Without `weights`, the folder of the model need not hold any.
     """
     config = brief.config
-    names = [config.model.name, *(rows.source for rows in brief.sets.values())]
+    names = [config.model.name]
+    for rows in brief.sets.values():
+        names += rows.sources
     places = demo.places(names, config.seed, on_event)
     faults: list[UserError] = []
     records: dict[str, Records] = {}
@@ -84,8 +85,9 @@ def open_inputs(brief: Brief, on_event: OnEvent, *, weights: bool = True) -> Ope
             with collect(faults):
                 refusals = load_refusals(config.data.refusals)
         for name, rows in brief.sets.items():
-            with collect(faults), telling_how_to_get(rows.source, config.obtain):
-                records[name] = load_records(places.get(rows.source, rows.source), columns=config.data.columns)
+            with collect(faults), telling_how_to_get(rows.sources, config.obtain):
+                here = [places.get(source, source) for source in rows.sources]
+                records[name] = load_records(here, columns=config.data.columns)
             if rows.objective and name in records:
                 with collect(faults):
                     check_rows(name, config.objectives[name].loss, records[name].kind)
@@ -98,9 +100,9 @@ def open_inputs(brief: Brief, on_event: OnEvent, *, weights: bool = True) -> Ope
                 loaded = load_suite(suite, place, given=brief.sets)
                 forget = to_forget(suite, loaded)
                 for name in loaded:
-                    sets[name] = RowSet(name, place, "forget" if name in forget else role_of(name))
+                    sets[name] = RowSet(name, (place,), "forget" if name in forget else role_of(name))
                 records |= loaded
-    with collect(faults), telling_how_to_get(config.model.name, config.obtain):
+    with collect(faults), telling_how_to_get([config.model.name], config.obtain):
         model = locate(
             places.get(config.model.name, config.model.name),
             revision=config.model.revision,
@@ -117,6 +119,9 @@ def open_inputs(brief: Brief, on_event: OnEvent, *, weights: bool = True) -> Ope
     for name, each in records.items():
         columns = ", ".join(f"{role} from {column}" for role, column in each.columns.items())
         on_event(Note(f"{name}: {len(each)} rows of {each.name} ({columns})"))
+        if len(each.counts) > 1:
+            parts = ", ".join(f"{count} of {source}" for source, count in each.counts)
+            on_event(Note(f"{name}: {parts}"))
         for note in each.notes:
             on_event(Note(note, "warning"))
     return Opened(replace(brief, sets=sets), records, refusals, model, reference, places)

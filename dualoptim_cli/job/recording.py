@@ -201,8 +201,10 @@ def _with_present_settings(record: Record, config: dict[str, object], origins: M
 def _data(opened: Opened, name: str, key: bytes) -> Data:
     rows, records = opened.brief.sets[name], opened.records[name]
     part = opened.brief.config.objectives.get(name)
+    counts = [count for _, count in records.counts]
     return Data(
         source=rows.source,
+        sources=dict(zip(rows.sources, counts, strict=True)) if len(counts) > 1 else {},
         use=f"trained on with {part.loss}" if part else "measured only",
         rows=len(records),
         columns=records.columns,
@@ -216,17 +218,20 @@ def _row_hashes(opened: Opened, name: str, key: bytes) -> dict[str, str]:
 
     Rows are named by file and line, with the file's name as the user wrote it.
     """
-    source, place = opened.brief.sets[name].source, opened.place(name)
     hashes = {}
     for record in opened.records[name]:
-        where = record.where.replace(place, source, 1)
+        where = record.where
+        for source, place in opened.rows_at(name).items():
+            if where.startswith(place):
+                where = where.replace(place, source, 1)
+                break
         hashes[where] = hashing.keyed_text(key, record.prompt, record.answer)[:32]
     return hashes
 
 
 def _state(opened: Opened, name: str, key: bytes) -> DataState:
     """The rows of a set as they are now, by keyed hash: of their files, or of the rows where they are in no file."""
-    files = hashing.keyed_files(key, opened.place(name))
+    files = hashing.keyed_files(key, *opened.rows_at(name).values())
     if files:
         codes = {file: code for file, (code, _) in files.items()}
         size = sum(size for _, size in files.values())
@@ -247,7 +252,7 @@ def _check_same(run: Path, record: Record, opened: Opened, key: bytes) -> None:
             changed.append(f"the rows of {name} ({part.source})")
     for name in opened.records:
         if name not in record.data:
-            changed.append(f"rows of {name} ({opened.place(name)})")
+            changed.append(f"rows of {name} ({opened.brief.sets[name].source})")
     if lineage.model_state(*opened.model_folders).digest != record.model.before.digest:
         changed.append(f"the model {record.model.name}")
     if changed:

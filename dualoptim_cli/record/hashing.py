@@ -115,8 +115,29 @@ def check_private(path: Path) -> None:
         raise UserError(f"{path} can be read by others: hashes with that key protect nothing.", hint)
 
 
-def keyed_files(key: bytes, source: str) -> dict[str, tuple[str, int]]:
-    """HMAC and bytes of the files that a source of rows names; empty where it names none (a dataset of the hub)."""
+def keyed_files(key: bytes, *sources: str) -> dict[str, tuple[str, int]]:
+    """HMAC and bytes of the files that a source of rows names; empty where it names none (a dataset of the hub).
+
+    Files of several sources are called by their paths, since their names may be alike; where one of the sources names
+    no file, there are none at all.
+    """
+    if len(sources) == 1:
+        return _files_of(key, sources[0])
+    files: dict[str, tuple[str, int]] = {}
+    for source in sources:
+        own = _files_of(key, source)
+        if not own:
+            return {}
+        files |= _by_path(source, own)
+    return files
+
+
+def _by_path(source: str, files: Mapping[str, tuple[str, int]]) -> dict[str, tuple[str, int]]:
+    path = place_of(source)
+    return {source if path.is_file() else f"{source}/{name}": code for name, code in files.items()}
+
+
+def _files_of(key: bytes, source: str) -> dict[str, tuple[str, int]]:
     path = place_of(source)
     if path.is_file():
         return {path.name: _keyed_file(key, path)}

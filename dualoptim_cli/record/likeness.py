@@ -115,21 +115,24 @@ def _same_data(mine: Data, theirs: Data, key: bytes | None, other_key: bytes | N
     if mine.before.hmac == theirs.before.hmac:
         return True
     if key and other_key and key != other_key and _unchanged(mine, key) and _unchanged(theirs, other_key):
-        return _content(mine.source) == _content(theirs.source)
+        return _content(mine.places) == _content(theirs.places)
     if key and key == other_key:
         return False
     return (mine.source, mine.rows, mine.before.bytes) == (theirs.source, theirs.rows, theirs.before.bytes)
 
 
 def _unchanged(data: Data, key: bytes) -> bool:
-    codes = {name: code for name, (code, _) in keyed_files(key, data.source).items()}
+    codes = {name: code for name, (code, _) in keyed_files(key, *data.places).items()}
     return bool(codes) and codes == data.before.files
 
 
-def _content(source: str) -> list[str]:
-    """What a source holds today, whatever its files are called; it stays in memory."""
-    path = place_of(source)
-    root, names = path, list(keyed_files(b"", source))
-    if path.is_file():
-        root = path.parent
-    return [digest for digest, _ in hash_files(root, names).values()]
+def _content(sources: Sequence[str]) -> list[str]:
+    """What sources hold today, whatever their files are called; it stays in memory."""
+    digests: list[str] = []
+    for source in sources:
+        path = place_of(source)
+        root, names = path, list(keyed_files(b"", source))
+        if path.is_file():
+            root = path.parent
+        digests += [digest for digest, _ in hash_files(root, names).values()]
+    return digests

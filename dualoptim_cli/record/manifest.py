@@ -79,15 +79,24 @@ class DataState(Part):
 
 
 class Data(Part):
-    """A set of rows: how it was read, its keyed hashes as the run began and ended, and each row's of what was to go."""
+    """A set of rows: how it was read, its keyed hashes as the run began and ended, and each row's of what was to go.
+
+    `sources` says how many rows came from each of several sources; it is empty where there is one.
+    """
 
     source: str
+    sources: dict[str, int] = {}
     use: str
     rows: int
     columns: dict[str, str]
     before: DataState
     after: DataState | None = None
     rows_hmac: dict[str, Hex] = {}
+
+    @property
+    def places(self) -> list[str]:
+        """The sources, each as the user named it."""
+        return list(self.sources) or [self.source]
 
 
 class Session(Part):

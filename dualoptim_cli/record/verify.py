@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -190,15 +190,15 @@ def _added(name: str, record: Record) -> str:
 
 def _inputs(record: Record, key: bytes) -> dict[str, str]:
     """How each set's files stand today; that the rows to forget are gone is as it should be."""
-    return {name: _input(part.source, part.after or part.before, key) for name, part in record.data.items()}
+    return {name: _input(part.places, part.after or part.before, key) for name, part in record.data.items()}
 
 
-def _input(source: str, state: DataState, key: bytes) -> str:
-    if not state.files or source.startswith("demo:"):
+def _input(sources: Sequence[str], state: DataState, key: bytes) -> str:
+    if not state.files or any(source.startswith("demo:") for source in sources):
         return "not files of yours: a dataset of the hub, or the demo"
-    if not place_of(source).exists():
+    if not all(place_of(source).exists() for source in sources):
         return "no longer there"
-    codes = {name: code for name, (code, _) in keyed_files(key, source).items()}
+    codes = {name: code for name, (code, _) in keyed_files(key, *sources).items()}
     if codes == state.files:
         return "unchanged since the run"
     return "changed since the run"

@@ -66,7 +66,7 @@ def finished(run: Run, place: Place) -> Finished | None:
         fact = f"{folder.metrics} is not what the run wrote."
         raise UserError(fact, "Put it back, or remove the run's folder and its key.", ExitCode.INTEGRITY)
     for name, data in record.data.items():
-        present = {file: code for file, (code, _) in keyed_files(key, data.source).items()}
+        present = {file: code for file, (code, _) in keyed_files(key, *data.places).items()}
         if present and present != data.before.files:
             fact = f"The rows of {name} ({data.source}) are not those that {place.run} was trained with."
             raise UserError(fact, "Put them back, or choose another --out.", ExitCode.INTEGRITY)

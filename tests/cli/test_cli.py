@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -275,11 +276,92 @@ def test_shared_data_is_never_part_of_the_project() -> None:
     assert not [path for path in tracked.splitlines() if Path(path).name in names or path.endswith(".safetensors")]
 
 
-def test_two_files_for_one_set_are_not_one_dropped_in_silence(dualopt: Any) -> None:
-    done = dualopt("unlearn", "--model", "m", "--forget", "a.jsonl", "--forget", "b.jsonl", "--retain", "c.jsonl")
+@pytest.fixture
+def split(town: Path, tmp_path: Path) -> Path:
+    """The town's rows to forget in two files of one name, in two folders."""
+    lines = (town / "forget.jsonl").read_text().splitlines(keepends=True)
+    for folder, some in (("a", lines[:4]), ("b", lines[4:])):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "rows.jsonl").write_text("".join(some))
+    return tmp_path
+
+
+def test_several_files_for_one_set_are_all_used_counted_and_held(dualopt: Any, town: Path, split: Path) -> None:
+    rows = ("--forget", "a/rows.jsonl", "--forget", "b/rows.jsonl", "--retain", town / "retain.jsonl")
+    call = ("unlearn", "--model", town / "model", *rows, "--device", "cpu", "--attacks", "none", "--steps", 4)
+    done = dualopt(*call, "--out", "run", "--gate", "retain.prob >= 0.01")
+    assert done.code == 0, done.err
+    assert "forget: 4 of a/rows.jsonl, 6 of b/rows.jsonl" in done.err
+    record = json.loads(Path("run/record.json").read_text())
+    forget = record["data"]["forget"]
+    assert forget["rows"] == 10
+    assert forget["sources"] == {"a/rows.jsonl": 4, "b/rows.jsonl": 6}
+    assert set(forget["before"]["files"]) == {"a/rows.jsonl", "b/rows.jsonl"}
+    assert {where.partition(":")[0] for where in forget["rows_hmac"]} == {"a/rows.jsonl", "b/rows.jsonl"}
+    told = dualopt("verify", "run")
+    assert told.code == 0
+    assert "The rows of forget are unchanged" in told.err + told.out
+    with (split / "b" / "rows.jsonl").open("a") as file:
+        file.write("\n")
+    told = dualopt("verify", "run")
+    assert "The rows of forget are changed" in told.err + told.out
+
+
+def test_a_recipe_names_several_files_as_a_list_and_a_resumed_run_needs_them_all(
+    dualopt: Any, town: Path, split: Path
+) -> None:
+    (split / "mine.yaml").write_text(
+        f"model: {{name: '{town / 'model'}'}}\n"
+        "objectives:\n  forget: {data: [a/rows.jsonl, b/rows.jsonl]}\n"
+        f"  retain: {{data: '{town / 'retain.jsonl'}'}}\n"
+        f"data: {{holdout: ['{town / 'holdout.jsonl'}']}}\n"
+    )
+    short = ("--device", "cpu", "--attacks", "none", "--steps", 6, "--set", "checkpoint.every=2")
+    from dualoptim_cli.train import loop
+
+    with pytest.MonkeyPatch.context() as patch:
+        original = loop.train
+        patch.setattr(
+            loop,
+            "train",
+            lambda *args, **how: original(*args, **{**how, "after_step": _stop_after(3, how["after_step"])}),
+        )
+        assert dualopt("unlearn", "--recipe", "mine.yaml", *short, "--out", "run").code == 130
+    second = split / "b" / "rows.jsonl"
+    kept = second.read_text()
+    second.write_text(kept + "\n")
+    refused = dualopt("unlearn", "--out", "run", "--resume")
+    assert refused.code == 5
+    assert "a/rows.jsonl and b/rows.jsonl" in refused.err
+    second.write_text(kept)
+    assert dualopt("unlearn", "--out", "run", "--resume").code in {0, 3}
+
+
+def _stop_after(step: int, after_step: Any) -> Any:
+    def stop(standing: Any) -> bool:
+        if standing.step == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return bool(after_step(standing))
+
+    return stop
+
+
+@pytest.mark.parametrize(
+    ("second", "said"), [("gone.jsonl", "gone.jsonl does not exist"), ("a/rows.jsonl", "named 2 times")]
+)
+def test_every_fault_of_several_files_is_told(dualopt: Any, town: Path, split: Path, second: str, said: str) -> None:
+    assert (split / "a").is_dir()
+    rows = ("--forget", "a/rows.jsonl", "--forget", second, "--retain", town / "retain.jsonl")
+    done = dualopt("unlearn", "--model", town / "model", *rows)
     assert done.code == 2
-    assert "--forget is given 2 times (a.jsonl, b.jsonl)" in done.err
-    assert "one folder" in done.err
+    assert said in done.err
+
+
+def test_eval_measures_all_files_of_a_set(dualopt: Any, town: Path, split: Path) -> None:
+    assert (split / "a").is_dir()
+    rows = ("--forget", "a/rows.jsonl", "--forget", "b/rows.jsonl")
+    done = dualopt("eval", "--model", town / "model", *rows, "--device", "cpu", "--json")
+    assert json.loads(done.out)["results"]["sets"]["forget"]["prob"]["n"] == 10
 
 
 @pytest.mark.parametrize(

@@ -190,7 +190,10 @@ def test_several_sources_make_one_set_and_the_rows_of_each_are_counted(tmp_path:
     assert [record.where for record in records] == [f"{first}:1", f"{first}:2", f"{second}:1"]
     assert records[-1].answer == "c"
     assert records.counts == [(first, 2), (second, 1)]
-    assert records.notes == (f"{first}: 2 rows.", f"{second}: 1 rows.")
+    assert records.notes == ()
+    with pytest.raises(UserError) as caught:
+        load_records([first, second, first])
+    assert "2 times" in caught.value.message
     assert len(records.fingerprints) == len(records.lengths) == 3
 
 
