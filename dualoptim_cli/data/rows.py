@@ -31,13 +31,16 @@ from dualoptim_cli.errors import ExitCode, UserError
 BOM = b"\xef\xbb\xbf"
 MEMORY_LIMIT = 2 * 2**30  # bytes that a file may unpack to: a small one can hold gigabytes of nothing
 PIECE = 2**20  # bytes unpacked at a time
+
+# Times its packed size that a file may unpack to. Rows of text pack to a tenth, a file of zeros to a thousandth: that
+# one is refused after its first pieces and not after gigabytes.
 DENSEST = 200
-"""Times its packed size that a file may unpack to. Rows of text pack to a tenth, a file of zeros to a thousandth: that
-one is refused after its first pieces and not after gigabytes."""
+
 ALWAYS_UNPACKED = 2**24  # bytes that any file may unpack to: a short one may well be one row many times over
 UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+# What Arrow raises for a value that Python cannot hold: a string that is not UTF-8, a date beyond the year 9999.
 UNREADABLE = (ValueError, OverflowError)
-"""What Arrow raises for a value that Python cannot hold: a string that is not UTF-8, a date beyond the year 9999."""
 
 
 class Row(NamedTuple):

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 Mode = Literal["alternate", "joint"]
 Order = NDArray[np.int64]
 
+# The method by which gradients are made one where nothing else is wanted (see `train.gradient`).
 METHOD = "sum"
-"""The method by which gradients are made one where nothing else is wanted (see `train.gradient`)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PLAIN = "Question: {question}\nAnswer: {answer}"
+
+# What a template may take to write one row, which has at most 16 MiB.
 SECONDS, MEMORY = 10.0, 512 * 2**20
-"""What a template may take to write one row, which has at most 16 MiB."""
+
 TEMPLATE_HINT = "Use data.template=plain, or another template by data.template=FILE."
+
+# What a template's own arithmetic, calls and nesting can end in, beside Jinja's own errors.
 MISTAKES = (TypeError, ValueError, ArithmeticError, LookupError, AttributeError, RecursionError)
-"""What a template's own arithmetic, calls and nesting can end in, beside Jinja's own errors."""
 
 
 @dataclass(frozen=True, slots=True)

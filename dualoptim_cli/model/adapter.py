@@ -33,8 +33,9 @@ _UNDERSTOOD = {
     *("layers_to_transform", "layers_pattern", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora"),
     *("modules_to_save", "megatron_core", "qalora_group_size", "runtime_config", "ensure_weight_tying"),
 }
+
+# Of `init_lora_weights`: the others (PiSSA, OLoRA, LoftQ …) change the base as they begin.
 _PLAIN_BEGINNINGS = (True, False, None, "gaussian", "orthogonal", "eva")
-"""Of `init_lora_weights`: the others (PiSSA, OLoRA, LoftQ …) change the base as they begin."""
 
 
 @dataclass(frozen=True)

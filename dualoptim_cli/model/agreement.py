@@ -18,9 +18,11 @@ from dualoptim_cli.model.weights import check_weights
 if TYPE_CHECKING:
     from torch import Tensor
 
+# How far a logit may be off, as a share of the largest one, by the precision of what was written. Rounding alone was
+# measured to stay below half of this on the lab model (docs/lora.md).
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-"""How far a logit may be off, as a share of the largest one, by the precision of what was written. Rounding alone was
-measured to stay below half of this on the lab model (docs/lora.md)."""
+
+# What both are asked: questions, prose, code and sums, in our own words.
 PROMPTS = (
     "Question: Who wrote the letters that were found in the old house by the sea?\nAnswer:",
     "Question: In which town was the author born, and what did her parents do?\nAnswer: She was born in",
@@ -29,7 +31,6 @@ PROMPTS = (
     "def mean(values):\n    return sum(values) / len(values)\n",
     "Two plus three is five. Four plus eight is",
 )
-"""What both are asked: questions, prose, code and sums, in our own words."""
 
 
 @dataclass(frozen=True)

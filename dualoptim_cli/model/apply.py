@@ -18,8 +18,8 @@ from dualoptim_cli.model.adapter import WEIGHTS, Adapter, Changes, read_adapter
 if TYPE_CHECKING:
     from torch import nn
 
+# TRAINED is peft's own name for the only adapter of a model, so that it is saved under no name of ours.
 TRAINED, BEFORE = "default", "before"
-"""TRAINED is peft's own name for the only adapter of a model, so that it is saved under no name of ours."""
 
 
 def add_to_weights(model: nn.Module, folders: Sequence[Path]) -> None:

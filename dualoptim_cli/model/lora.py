@@ -178,6 +178,9 @@ def _is_turned(model: nn.Module) -> bool:
 
 def _refuse_twice(adapter: Path, parts: Sequence[Path]) -> None:
     """Refuse to continue an adapter that the model has already: it would count twice."""
-    if digest(adapter) in {one for part in parts for one in (digest(part), *contained_in(part))}:
+    taken_up: set[str] = set()
+    for part in parts:
+        taken_up.update([digest(part), *contained_in(part)])
+    if digest(adapter) in taken_up:
         hint = "To go on with it, give its base with --model; to put a new one on top, leave --adapter out."
         raise UserError(f"{adapter} is already a part of the model.", hint)

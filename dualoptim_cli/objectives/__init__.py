@@ -12,9 +12,10 @@ from dualoptim_cli.errors import UserError, did_you_mean, raise_all
 from dualoptim_cli.objectives import forget, retain
 
 Scale = Literal["nats", "margin", "divergence"]
+
+# Settings of every loss: which tokens of a row it counts. All of them, the question's too; and how many of the first
+# ones it leaves out (never the last).
 COUNTING = {"all_tokens": 0.0, "skip_first": 0.0}
-"""Settings of every loss: which tokens of a row it counts. All of them, the question's too; and how many of the first
-ones it leaves out (never the last)."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +154,8 @@ Rule = tuple[str, Callable[[float], bool]]
 ABOVE_0: Rule = ("above 0", lambda value: 0 < value < inf)
 AT_LEAST_0: Rule = ("0 or more", lambda value: 0 <= value < inf)
 COUNT: Rule = ("a whole number from 1", lambda value: value >= 1 and value % 1 == 0)
+
+# What each option may be.
 RULES: dict[str, Rule] = {
     "beta": ABOVE_0,
     "beta1": AT_LEAST_0,
@@ -168,7 +171,6 @@ RULES: dict[str, Rule] = {
     "all_tokens": ("0 or 1", lambda value: value in (0, 1)),
     "skip_first": ("a whole number from 0", lambda value: value >= 0 and value % 1 == 0),
 }
-"""What each option may be."""
 
 
 def find_objective(name: str, loss: str) -> Objective:

@@ -18,10 +18,11 @@ from dualoptim_cli.objectives.alternatives import Alternatives
 from dualoptim_cli.objectives.heads import device_of
 from dualoptim_cli.objectives.reference import Frozen, at_rest
 
+# (done, in all) → nothing.
 OnProgress = Callable[[int, int], None]
-"""(done, in all) → nothing."""
+
+# The kinds of answer to a row's question that a loss can read.
 ANSWERS = ("answer", "refusal", "alternative")
-"""The kinds of answer to a row's question that a loss can read."""
 
 
 class Answer(NamedTuple):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+# (logits (tokens, vocabulary), the token that came (tokens,)) → one number per token.
 TokenMeasure = Callable[[Tensor, Tensor], Tensor]
-"""(logits (tokens, vocabulary), the token that came (tokens,)) → one number per token."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,14 +18,15 @@ from dualoptim_cli.objectives.heads import TokenBatch, causal_lm, head_of, input
 from dualoptim_cli.objectives.likelihood import Likelihood, in_rows, nll, widen
 from dualoptim_cli.objectives.reference import Frozen
 
+# Logits that are kept for the backward pass: 128 MiB of float32, 1 048 positions of a vocabulary of 32 000.
 HELD = 2**25
-"""Logits that are kept for the backward pass: 128 MiB of float32, 1 048 positions of a vocabulary of 32 000."""
-CHUNK = 256
-"""Positions at a time where there are more logits than that. Each chunk costs one more sum over the head's gradient,
-so few large ones are better than many small ones."""
 
+# Positions at a time where there are more logits than that. Each chunk costs one more sum over the head's gradient, so
+# few large ones are better than many small ones.
+CHUNK = 256
+
+# (logits, target), and logits_reference where one is asked for → one number per position.
 Measure = Callable[..., Tensor]
-"""(logits, target), and logits_reference where one is asked for → one number per position."""
 
 
 def likelihood(model: nn.Module, batch: TokenBatch) -> Likelihood:

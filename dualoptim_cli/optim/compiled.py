@@ -30,6 +30,7 @@ class Compiled:
     def __call__(self, *args: Any, **constants: Hashable) -> Any:
         """Call the function, compiled for arguments of this kind. Returns its result in a sequence, if any."""
         flat, rest = gather(args, [], [])
+        # The number of threads is in the code that Inductor writes: with another one it is compiled anew.
         kind = (torch.get_num_threads(), flat[0].device, *constants.values(), *rest, *(t.dtype for t in flat))
         if kind not in self.kinds:
             self.kinds[kind] = compile_for(self.function, args, constants)
@@ -55,6 +56,9 @@ def gather(tree: Any, tensors: list[Tensor], rest: list[Hashable]) -> tuple[list
 def compile_for(function: Callable[..., Any], args: Any, constants: dict[str, Any]) -> Callable[..., Any]:
     """Compile a function for arguments like these, with any number of rows."""
     from torch.fx.experimental.proxy_tensor import make_fx  # takes long to import, and only this needs it
+
+    # Traced with symbolic sizes from an example of many rows, no size is special: torch.compile by itself would compile
+    # once more for a single row, and would share the work among threads as suits the first tensor that comes.
 
     def flattened(*tensors: Tensor) -> tuple[Tensor, ...]:
         result = function(*replanted(args, iter(tensors)), **constants)

@@ -46,7 +46,11 @@ CODED_PIECE = 1 << 18
 CODED_PIECE_ELSEWHERE = 1 << 21
 COPIES = 16  # float32 numbers for each element of a piece that an eager step holds at once: benchmarks/memory_plan.py
 MUON_COPIES = 5  # float32 copies of a whole matrix: its direction, and what Newton–Schulz holds at once
-COMPILE_PAYS = 1 << 25  # elements in all, from which "auto" compiles on a CPU: docs/optimizer.md has the measurement
+# Elements in all, from which "auto" compiles on a CPU. The first use took 4 to 8 s with empty caches, and compiled code
+# saves 2 ns a parameter and step in float32, 7 ns at 8 bits: at 34 M parameters that is earned back after 16 to 120
+# steps, and with a tenth of them hardly in a whole short run (docs/optimizer.md). By size alone, not by a timing: the
+# last bits of the two paths differ, and the same run must take the same one.
+COMPILE_PAYS = 1 << 25
 
 
 def advance(
@@ -221,7 +225,7 @@ class DualOptimizer(TakesTurns):
             p.copy_(orthogonal_step(p, direction, numbers, key))
         elif p.is_contiguous():
             advance_pieces(p.detach(), grad, cells, numbers, key, group)
-        else:
+        else:  # pieces are views of flat memory, which a transposed tensor does not have
             copy = p.detach().contiguous()
             advance_pieces(copy, grad, cells, numbers, key, group)
             p.copy_(copy)
@@ -246,7 +250,7 @@ class DualOptimizer(TakesTurns):
         check_groups(state_dict["param_groups"], self.param_groups)
         for i, (name, p, group) in zip(saved, named(self), strict=False):
             check_state(name, states[i], p, group)
-        super().load_state_dict({**state_dict, "state": {}})
+        super().load_state_dict({**state_dict, "state": {}})  # torch's own takes the groups and casts no cell
         for i, (_, p, group) in zip(saved, named(self), strict=True):
             group["objectives"] = self.defaults["objectives"]
             for key, value in states[i].items():
@@ -277,6 +281,7 @@ def begin(state: dict[str, Tensor], keys: tuple[tuple[str, ...], ...], p: Tensor
     listed = tuple(chain(*keys))
     for key in listed:
         if key not in state:
+            # Clocks are on the CPU: a step reads them as numbers, and a GPU would first have to finish all its work.
             state.setdefault(f"seen.{key.partition('.')[2]}", torch.zeros((), dtype=torch.int64))
             create_cell(state, key, p, group, signed=is_signed(key, listed))
 
@@ -284,6 +289,7 @@ def begin(state: dict[str, Tensor], keys: tuple[tuple[str, ...], ...], p: Tensor
 def create_cell(state: dict[str, Tensor], key: str, p: Tensor, group: dict[str, Any], *, signed: bool) -> None:
     """Create a cell with as many bits as the settings say for a tensor of this size."""
     bits = group["state_bits"]
+    # Codes of float64 would lose what float64 is chosen for, and of a small tensor they save next to nothing.
     if p.numel() < group["min_8bit_size"] or p.dtype == torch.float64:
         bits = 32
     storage.create(state, key, p, bits=bits, signed=signed)

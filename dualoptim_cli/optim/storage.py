@@ -73,6 +73,7 @@ def steps_at(edges: Tensor) -> Tensor:
     """The table of `ranks`: its upper 16 bits count the edges below a range, the lower ones make the last step."""
     bits = edges.view(torch.int32)
     ranges = torch.arange(1 << 31 - LOW, dtype=torch.int32)
+    # An edge's lower bits are filled up to 16 ones, so that adding any larger lower bits carries into the count.
     steps = torch.searchsorted(bits >> LOW, ranges).to(torch.int32) << 16
     steps[(bits >> LOW).long()] += 0xFFFF - (bits & LOWER)
     return steps
@@ -161,5 +162,6 @@ def save(part: Cell, values: Tensor) -> None:
         return
     magnitudes = values.abs()
     scales = magnitudes.amax(1)
+    # A block of zeros is divided by 1, so that its codes are those of 0 and not of NaN.
     part.codes.copy_(encode(values, magnitudes / torch.where(scales > 0, scales, 1)[:, None], part.map))
     part.scales.copy_(scales)

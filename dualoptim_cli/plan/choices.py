@@ -15,12 +15,16 @@ ADAPTER_LR = 10  # times the rate of whole weights: measured, see docs/lora.md
 FORGET_PASSES = 3
 FEWEST_TURNS, MOST_TURNS = 40, 250  # forget steps, however few or many rows there are
 MOST_PROBE_ROWS, FEWEST_PROBE_ROWS = 64, 8
+
+# Of the passes of a run: what its probes may take where their rows are left to us.
 PROBE_SHARE = 0.1
-"""Of the passes of a run: what its probes may take where their rows are left to us."""
+
+# Of a row in a training step, in forward passes: the backward pass takes about two.
 PASSES_A_STEP = 3
-"""Of a row in a training step, in forward passes: the backward pass takes about two."""
+
+# Of each set: what a look reads that decides whether training ends.
 MOST_RULE_ROWS = 24
-"""Of each set: what a look reads that decides whether training ends."""
+
 ROWS_AT_ONCE = 8192  # rows of a micro-batch × width of the model
 
 

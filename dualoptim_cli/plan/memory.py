@@ -41,14 +41,16 @@ PARTS = (
     "workspace of the step",
 )
 UNKNOWN = "Activations and logits are not counted: what this model computes depends on its numbers."
-FEW = 2
-"""Layers of the two runs from which the others are extrapolated, once and twice as many. Even, since kinds of layers
-alternate (sliding and full attention)."""
-LIKELIHOODS_NOTED = frozenset({"answer_reference", "refusal_reference", "alternative_reference"})
-"""Needs that are numbers noted before training: they cost no pass."""
 
+# Layers of the two runs from which the others are extrapolated, once and twice as many. Even, since kinds of layers
+# alternate (sliding and full attention).
+FEW = 2
+
+# Needs that are numbers noted before training: they cost no pass.
+LIKELIHOODS_NOTED = frozenset({"answer_reference", "refusal_reference", "alternative_reference"})
+
+# Bytes of each part.
 Parts = Counter[str]
-"""Bytes of each part."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ def plan_memory(
         highest["unpacked weights"] = blueprint.largest_packed * _compute_size(blueprint)
         passes["unpacked weights"] = highest["unpacked weights"]
     step = Counter({part: highest[part] for part in ("gradients", "workspace of the step")})
+    # Two moments compete. While the optimizer steps, activations and logits are gone and all gradients are there.
     in_passes = passes.total() >= step.total()
     here = setup.model.frozen_device in ("auto", device)
     return Memory(
@@ -169,13 +172,15 @@ def _passes(
 ) -> tuple[Parts, Parts]:
     """What each part holds at most in one objective's passes, and what all hold when the whole holds most.
 
-    All layers but a few are left out, and then extrapolated: each holds as much as the next.
+    All layers but a few are left out, and then extrapolated.
     """
     depth, depths = len(layers_of(blueprint.model)), _depths(blueprint.model, setup.objectives[name])
     runs = [
         _run(setup, blueprint.model, name, rows, layers=n, backward=method.backward, accumulates=accumulates)
         for n in depths
     ]
+    # Each layer holds as much as the next, so two runs of few layers give the rest by a straight line: the time does
+    # not grow with the model.
     highest, at_peak = runs[0]
     if len(runs) > 1:
         highest, at_peak = (_extrapolated(parts, depths, depth) for parts in zip(*runs, strict=True))
@@ -188,9 +193,11 @@ def _passes(
 
 def _depths(model: nn.Module, objective: Objective) -> list[int]:
     """How many layers to run with: two small numbers, but all where some are frozen or one is looked at (rmu)."""
-    trained = [any(p.requires_grad for p in layer.parameters()) for layer in layers_of(model)]
-    if "activations" in objective.needs or not all(trained) or len(trained) <= 2 * FEW:
-        return [len(trained)]
+    frozen, depth = False, len(layers_of(model))
+    for layer in layers_of(model):
+        frozen = frozen or not any(p.requires_grad for p in layer.parameters())
+    if "activations" in objective.needs or frozen or depth <= 2 * FEW:
+        return [depth]
     return [FEW, 2 * FEW]
 
 
@@ -219,16 +226,17 @@ def _run(
         no_examples: Any = None  # the task is given batches
         task = Task(name, objective, no_examples, refusals=(), frozen=frozen, seed=0)
         counted = min(rows.counted, rows.length - 1)
+        # One row of the length and with the counted tokens of the largest: what is held depends on nothing else.
         row = task.counted(Encoded((0,) * rows.length, ((rows.length - counted, rows.length),)))
         batch = collate([row] * rows.rows, pad_id=0)
         resting = [*model.parameters(), *model.buffers()]
-        assume_halves(model)
+        assume_halves(model)  # whether a head comes apart is found by comparing numbers, which there are none of
         if objective.compares_whole:
             frozen.keep(model)
             with frozen.of(model) as before:
                 assume_halves(before)
                 resting += [*before.parameters(), *before.buffers()]
-        if accumulates:
+        if accumulates:  # from its second micro-batch on, a step goes forward with all gradients in memory
             for p in model.parameters():
                 p.grad = torch.empty_like(p) if p.requires_grad else None
             resting += [p.grad for p in model.parameters() if p.grad is not None]

@@ -19,8 +19,9 @@ from dualoptim_cli.plan.setup import Setup
 from dualoptim_cli.text import size
 from dualoptim_cli.train.gradient import METHODS
 
+# Of a device's memory: beyond it, what the allocator wastes and other programs hold decides.
 COMFORT = 0.9
-"""Of a device's memory: beyond it, what the allocator wastes and other programs hold decides."""
+
 NONE_UNASKED = "save only when interrupted: --set checkpoint.every=0"
 
 

@@ -22,8 +22,9 @@ from dualoptim_cli.record.hashing import key_file, make_key
 from dualoptim_cli.record.ledger import BEGUN, DIGEST, OWN
 
 FILES = ("metrics.json", "events.jsonl", "state.json", "record.html")
+
+# What a run writes, beside its record and its config.
 FOLDERS = ("model", "adapter", "checkpoints")
-"""What a run writes, beside its record and its config."""
 
 
 class RunFolder:

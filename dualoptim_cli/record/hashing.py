@@ -23,12 +23,13 @@ from dualoptim_cli.files import sha256
 
 THREADS, CHUNK = 8, 1 << 20
 LONGEST_KEY = 200  # characters that are read of a key file: 64 digits, with room for blanks that an editor leaves
+
+# What makes a model behave as it does: weights, settings, tokenizer and code; not its description or our mark.
 MODEL_FILES = (
     *("*.safetensors", "config.json", "generation_config.json", "*.safetensors.index.json", "adapter_config.json"),
     *("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.jinja"),
     "*.py",
 )
-"""What makes a model behave as it does: weights, settings, tokenizer and code; not its description or our mark."""
 
 
 def hash_files(root: Path, names: Iterable[str]) -> dict[str, tuple[str, int]]:

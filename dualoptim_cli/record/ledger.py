@@ -30,11 +30,13 @@ from dualoptim_cli.record.hashing import (
 )
 from dualoptim_cli.record.manifest import SCHEMA, Amendment, File, Record
 
+# The record, what `sha256sum -c` checks it with, and what only a holder of the run's key could have made.
 RECORD, DIGEST, SEAL = "record.json", "record.json.sha256", "record.json.hmac"
-"""The record, what `sha256sum -c` checks it with, and what only a holder of the run's key could have made."""
+
 OWN = frozenset({RECORD, DIGEST, SEAL})
+
+# Marks a folder as a run's from its beginning until it has a record.
 BEGUN = ".dualopt-run.json"
-"""Marks a folder as a run's from its beginning until it has a record."""
 
 
 def now() -> str:

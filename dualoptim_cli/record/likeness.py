@@ -12,8 +12,8 @@ from dualoptim_cli.record import ledger
 from dualoptim_cli.record.hashing import hash_files, key_file, keyed_files, read_key
 from dualoptim_cli.record.manifest import Data, Record
 
+# The settings of a measurement that say how the model was attacked.
 OF_ATTACKS = ("attacks", "relearn_lr")
-"""The settings of a measurement that say how the model was attacked."""
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from dualoptim_cli.record.hashing import hash_files, model_files, whole
 from dualoptim_cli.record.ledger import DIGEST, SEAL, chain_breaks, digest_line, digest_of, own_key, read, read_bytes
 from dualoptim_cli.record.manifest import Earlier, File, ModelState, Record
 
+# Lies in the model's folder and goes where it goes.
 MARK = "dualopt.json"
-"""Lies in the model's folder and goes where it goes."""
 
 
 def model_state(folder: Path, *adapters: Path) -> ModelState:

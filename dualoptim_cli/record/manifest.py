@@ -25,12 +25,14 @@ NOT_CLAIMED = (
     "The digest and the seal show whether the record was changed afterwards. They do not show that who made it was "
     "honest, nor when it was made.",
 )
+
+# What differs between two runs of the same command and seed: time, chance names, and all that hangs on the key.
 VARIES = (
     *("run", "began", "ended", "seconds", "sessions", "earlier.*.record_sha256", "amendments"),
     *("data.*.before", "data.*.after", "data.*.rows_hmac"),
     *("files.events\\.jsonl", "files.record\\.html", "files.*/dualopt\\.json"),
 )
-"""What differs between two runs of the same command and seed: time, chance names, and all that hangs on the key."""
+
 CONDITIONS = "the same machine, versions, number of threads and files"
 
 Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{32,64}$")]

@@ -12,8 +12,9 @@ from dualoptim_cli.files import write_atomic
 from dualoptim_cli.record import ledger, lock
 from dualoptim_cli.record.manifest import File, Record
 
+# Folders of a run that hold weights on the way, optimizer state, likelihoods or tokens of the rows.
 DERIVED = ("checkpoints",)
-"""Folders of a run that hold weights on the way, optimizer state, likelihoods or tokens of the rows."""
+
 PAGE = "record.html"
 
 

@@ -8,10 +8,11 @@ from typing import Protocol
 
 from dualoptim_cli.train.standing import Standing
 
+# Looks in a row at which the rule must hold: one alone may be luck of a noisy step.
 ENOUGH = 2
-"""Looks in a row at which the rule must hold: one alone may be luck of a noisy step."""
+
+# Of the steps done so far: how many more follow, at a falling rate, once the rule has held often enough.
 STRETCH = 0.25
-"""Of the steps done so far: how many more follow, at a falling rate, once the rule has held often enough."""
 
 
 @dataclass(frozen=True)

@@ -42,12 +42,14 @@ class Conflict(Protocol):
     def by_layer(self) -> Mapping[str, float]: ...
 
 
+# The optimizer and how many steps it has taken → the conflict of its objectives, where it can be measured.
 MeasureConflict = Callable[[torch.optim.Optimizer, int], Conflict | None]
-"""The optimizer and how many steps it has taken → the conflict of its objectives, where it can be measured."""
+
+# How many steps were taken → what the model scores now: set → metric → mean.
 MeasureProbe = Callable[[int], dict[str, dict[str, float]]]
-"""How many steps were taken → what the model scores now: set → metric → mean."""
+
+# Objective and row numbers → how a person calls these rows.
 NameRows = Callable[[str, Sequence[int]], str]
-"""Objective and row numbers → how a person calls these rows."""
 
 
 def _by_number(_: str, rows: Sequence[int]) -> str:

@@ -17,8 +17,10 @@ from dualoptim_cli.files import sync
 from dualoptim_cli.report.figures import BandPoint, Bands, Bars, Curves, Figure, HeatMap, Scatter
 
 SUFFIXES = (".png", ".svg", ".pdf")
+
+# Those of the page (`page.css`), in its order; the first two stand for against and along, too.
 COLORS = ("#c8590a", "#1f78b4", "#2e8b57", "#7b5ea7", "#a0522d")
-"""Those of the page (`page.css`), in its order; the first two stand for against and along, too."""
+
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", ":")
 HOUSE_STYLE = {

@@ -16,11 +16,12 @@ from dualoptim_cli.report.page.markup import (
     table,
 )
 
+# The parts of a record that have their place on the page. What comes to be recorded besides is shown by its name.
 SHOWN = frozenset(
     "schema about run request_id status verdict began ended seconds steps metrics gates not_claimed model data "
     "sessions earlier config origins chosen reproducible files amendments versions hardware seeds".split()
 )
-"""The parts of a record that have their place on the page. What comes to be recorded besides is shown by its name."""
+
 CHECK = "sha256sum -c record.json.sha256 · dualopt verify RUN"
 
 
