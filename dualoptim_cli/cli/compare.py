@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dualoptim_cli.cli.console import emit, screen
-from dualoptim_cli.cli.options import Debug, Json
+from dualoptim_cli.cli.options import Debug, ForgetAxis, Json, KeepAxis, Levels
 from dualoptim_cli.cli.targets import check_target, is_page, is_picture
 from dualoptim_cli.cli.verify import say
 from dualoptim_cli.errors import UserError
@@ -29,6 +29,9 @@ def compare(
     style: Annotated[str | None, typer.Option("--style", help="A style of matplotlib for --figure.")] = None,
     size: Annotated[str | None, typer.Option("--size", help="Inches of --figure: 6.4x4.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite an existing page or figure.")] = False,
+    forget_axis: ForgetAxis = None,
+    keep_axis: KeepAxis = None,
+    levels: Levels = "",
     json: Json = False,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
@@ -37,6 +40,8 @@ def compare(
     from dualoptim_cli.record.likeness import differences, open_run
     from dualoptim_cli.report import comparison
     from dualoptim_cli.report.figures import plot
+    from dualoptim_cli.report.groups import groups_of
+    from dualoptim_cli.report.reading import read
     from dualoptim_cli.report.tables import formats
 
     formats.check(form)
@@ -62,7 +67,17 @@ def compare(
         for what in unlike:
             say(f"Not alike: {what}")
         width = screen().width if sys.stdout.isatty() else None
-        emit(formats.render(comparison.table(opened), form, width=width))
+        tables = {"runs": comparison.table(opened)}
+        groups = groups_of(opened)
+        reading = read(groups, forget=forget_axis, keep=keep_axis, levels=levels)
+        if len(groups) < len(opened):
+            tables["ends"] = reading.tables["ends"]
+        tables |= {name: table for name, table in reading.tables.items() if name != "ends"}
+        emit(
+            formats.render_all(tables, form, width=width)
+            if len(tables) > 1
+            else formats.render(tables["runs"], form, width=width)
+        )
         for line in comparison.differing(opened):
             say(line)
     if html:

@@ -72,6 +72,18 @@ Json = Annotated[bool, option("--json", SCREEN, "The result as JSON on stdout.")
 Quiet = Annotated[bool, option("--quiet", SCREEN, "No progress; errors and --json only.")]
 Debug = Annotated[bool, option("--debug", SCREEN, "Show the traceback of an error.")]
 
+CURVES = "Curves (of runs with eval.every)"
+ForgetAxis = Annotated[
+    str | None, option("--forget-axis", CURVES, "What should go, SET.METRIC; forget.prob by default.")
+]
+KeepAxis = Annotated[
+    str | None, option("--keep-axis", CURVES, "What should stay, SET.METRIC; holdout.prob by default, else retain's.")
+]
+Levels = Annotated[str, option("--levels", CURVES, "Levels of forgetting to read at; 0.2,0.1,0.05 by default.")]
+Form = Annotated[str, option("--format", RESULT, "text (default), csv, json, markdown or latex (booktabs).")]
+Style = Annotated[str | None, option("--style", RESULT, "A style of matplotlib for figures.")]
+Size = Annotated[str | None, option("--size", RESULT, "Inches of a figure: 6.4x4.")]
+
 ROWS = ("forget", "retain", "holdout", "unseen")
 COLUMNS = {
     "question_column": "data.columns.prompt",

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,12 +22,18 @@ from dualoptim_cli.cli.options import (
     Device,
     Dtype,
     Forget,
+    ForgetAxis,
+    Form,
     Gates,
     Holdout,
+    KeepAxis,
+    Levels,
     Model,
     Quiet,
     Reference,
     Retain,
+    Size,
+    Style,
     Threads,
     Unseen,
     option,
@@ -35,11 +42,14 @@ from dualoptim_cli.cli.options import (
 from dualoptim_cli.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
+    from dualoptim_cli.report.figures.plot import Look
+    from dualoptim_cli.report.reading import Reading
     from dualoptim_cli.sweep.grid import Run
     from dualoptim_cli.sweep.main import Result
     from dualoptim_cli.sweep.pool import Pool
 
 GRID = "The grid"
+FIGURES = ("trade-off", "forget-over-steps", "keep-over-steps")
 KEYS = {
     "model": "model.name",
     "dtype": "model.dtype",
@@ -83,23 +93,47 @@ def sweep(
     reference: Reference = None,
     jobs: Annotated[int, option("--jobs", HOW, "Runs side by side; they share the processor.", min=1)] = 1,
     gpus: Annotated[str | None, option("--gpus", HOW, "One run on each of these cards: 0,1,2")] = None,
-    form: Annotated[
-        str, typer.Option("--format", help="text, csv, json, markdown or latex (booktabs).", rich_help_panel=RESULT)
-    ] = "text",
+    forget_axis: ForgetAxis = None,
+    keep_axis: KeepAxis = None,
+    levels: Levels = "",
+    form: Form = "text",
+    style: Style = None,
+    size: Size = None,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Run a grid over settings and seeds; called again, do what is left. The table is on stdout."""
+    from dualoptim_cli.report.figures import plot
     from dualoptim_cli.report.tables import formats
 
     formats.check(form)
+    look = plot.look(style, size)
+    draws = find_spec("matplotlib") is not None
+    if draws or style or size:
+        plot.check_look(look)
     if out is None:
         raise UserError("A sweep needs a folder.", "Name it: --out sweeps/x")
     given = overrides(locals(), KEYS)
     quiet_libraries()
     runs = _runs(file, recipe, vary or [], seeds, set_ or [], given, quiet=quiet)
     result = _run(runs, out, jobs=jobs, gpus=gpus, quiet=quiet)
-    _show(result, form)
+    for failure in result.failed:
+        show(f"Failed: {failure}")
+    missing = len(result.runs) - len(result.finished) - len(result.failed)
+    if missing:
+        show(f"{missing} runs were not begun. The same command goes on.")
+    if result.finished:
+        from dualoptim_cli.report.reading import read
+
+        groups = [group for group in result.groups if group.runs]
+        reading = read(groups, forget=forget_axis, keep=keep_axis, levels=levels)
+        width = screen().width if sys.stdout.isatty() else None
+        emit(formats.render_all(reading.tables, form, width=width))
+        for path in _write(reading, result, out, look if draws else None):
+            if not quiet:
+                show(f"Written: {path}")
+    if result.code == ExitCode.GATE and not quiet:
+        show("Every run is finished; a gate failed in some.")
     if result.code:
         raise typer.Exit(result.code)
 
@@ -205,17 +239,22 @@ def _signals(pool: Pool, say: Any) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _show(result: Result, form: str) -> None:
-    from dualoptim_cli.report.groups import end_table
-    from dualoptim_cli.report.tables import formats
+def _write(reading: Reading, result: Result, out: Path, look: Look | None) -> list[Path]:
+    """Write the page of the sweep and, where matplotlib is there, each figure as PNG, SVG and PDF; return the paths."""
+    from dualoptim_cli.files import write_atomic
+    from dualoptim_cli.report.figures import plot
+    from dualoptim_cli.report.page.sweep import render
 
-    width = screen().width if sys.stdout.isatty() else None
-    if result.finished:
-        emit(formats.render(end_table(result.groups), form, width=width))
-    for failure in result.failed:
-        show(f"Failed: {failure}")
-    missing = len(result.runs) - len(result.finished) - len(result.failed)
-    if missing:
-        show(f"{missing} runs were not begun. The same command goes on.")
-    if result.code == ExitCode.GATE:
-        show("Every run is finished; a gate failed in some.")
+    notes = [f"{len(result.finished)} of {len(result.runs)} runs are finished."]
+    notes += [f"Failed: {failure}" for failure in result.failed]
+    page = out / "sweep.html"
+    write_atomic(page, render(out.resolve().name, reading.tables, reading.figures, notes))
+    if look is None:
+        return [page]
+    paths = [page]
+    for name, figure in zip(FIGURES, reading.figures, strict=False):
+        (out / "figures").mkdir(exist_ok=True)
+        for suffix in plot.SUFFIXES:
+            paths.append(out / "figures" / f"{name}{suffix}")
+            plot.write(figure, paths[-1], look)
+    return paths

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dualoptim_cli.record.manifest import Record
+from dualoptim_cli.record.likeness import Run, settings_that_differ
 from dualoptim_cli.report.comparison import headline, recall_of, worst_attack
 from dualoptim_cli.report.figures.curves import estimate
 from dualoptim_cli.report.side_by_side import Path, score_at
@@ -23,7 +23,7 @@ class Group:
     """Finished runs of one kind, by seed; `planned` is how many there are to be."""
 
     name: str
-    records: Mapping[int, Record]
+    runs: Mapping[int, Run]
     planned: int
 
 
@@ -31,28 +31,28 @@ def end_table(groups: Sequence[Group]) -> PlainTable:
     """A row for each group: what its runs scored at their ends, the worst attack, and how many passed their gates."""
     afters = {}
     for group in groups:
-        for seed, record in group.records.items():
-            afters[f"{group.name} {seed}"] = record.results["after"]
+        for seed, run in group.runs.items():
+            afters[f"{group.name} {seed}"] = run.record.results["after"]
     columns: list[Path] = list(headline(afters)) if afters else []
     recall = recall_of(next(iter(afters.values()))) if afters else None
     if not any(result.attacks for result in afters.values()):
         recall = None
     rows: list[list[Cell]] = []
     for group in groups:
-        results = [record.results["after"] for record in group.records.values()]
+        results = [run.record.results["after"] for run in group.runs.values()]
         cells: list[Cell] = []
         for path in columns:
             cells.append(_mean([score_at(result, path) for result in results]))
         if recall:
             cells.append(_mean([worst_attack(result, recall) for result in results]))
         passed = 0
-        for record in group.records.values():
-            passed += record.verdict is not None and record.verdict.passed
+        for run in group.runs.values():
+            passed += run.record.verdict is not None and run.record.verdict.passed
         seeds = f"{len(results)}" if len(results) == group.planned else f"{len(results)} of {group.planned}"
         rows.append([group.name, seeds, *cells, f"{passed}/{len(results)}" if results else None])
     header = ["run", "seeds", *map(" ".join, columns), *(["worst attack"] if recall else []), "passed"]
-    many = any(len(group.records) > 1 for group in groups)
-    one = any(len(group.records) == 1 for group in groups)
+    many = any(len(group.runs) > 1 for group in groups)
+    one = any(len(group.runs) == 1 for group in groups)
     caption = " ".join([OVER_SEEDS] * many + [ONE_SEED] * one)
     return PlainTable(header, rows, caption)
 
@@ -65,3 +65,20 @@ def _mean(scores: Sequence[object]) -> Number | None:
         return None
     mean = estimate(known)
     return Number(mean.mean, mean.low, mean.high)
+
+
+def groups_of(runs: Sequence[Run]) -> list[Group]:
+    """Runs grouped by the settings in which they differ, the seed aside, in the order in which each group begins.
+
+    Two runs of one seed and the same settings are two groups: they are no two seeds.
+    """
+    differing = {key: row for key, row in settings_that_differ(runs).items() if key != "seed"}
+    members: dict[str, dict[int, Run]] = {}
+    for place, run in enumerate(runs):
+        words = [f"{key.removeprefix('objectives.')}={row[place]}" for key, row in differing.items()]
+        name = ", ".join(words) or "all"
+        seed = run.record.seeds["run"]
+        if seed in members.get(name, {}):
+            name = f"{name} ({run.name})"
+        members.setdefault(name, {})[seed] = run
+    return [Group(name, of_seed, len(of_seed)) for name, of_seed in members.items()]

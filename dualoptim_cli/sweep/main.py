@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dualoptim_cli import text
 from dualoptim_cli.errors import ExitCode, UserError, raise_all
+from dualoptim_cli.record import likeness
 from dualoptim_cli.report.groups import Group
 from dualoptim_cli.sweep.grid import Run
 from dualoptim_cli.sweep.pool import Job, Pool
@@ -64,10 +65,10 @@ class Result:
         planned: dict[str, list[Run]] = {}
         for run in self.runs:
             planned.setdefault(run.group, []).append(run)
-        records = {each.run.name: each.record for each in self.finished}
+        done = {each.run.name: likeness.Run(each.path, each.record) for each in self.finished}
         groups = []
         for name, runs in planned.items():
-            of_seed = {run.seed: records[run.name] for run in sorted(runs, key=_seed) if run.name in records}
+            of_seed = {run.seed: done[run.name] for run in sorted(runs, key=_seed) if run.name in done}
             groups.append(Group(name, of_seed, len(runs)))
         return groups
 

@@ -43,6 +43,7 @@ class Finished:
     """A run that came to its end, with the exit code that it ended with: 0, 3 (a gate failed) or 6 (collapsed)."""
 
     run: Run
+    path: Path
     record: Record
     code: int
 
@@ -72,7 +73,7 @@ def finished(run: Run, place: Place) -> Finished | None:
             raise UserError(fact, "Put them back, or choose another --out.", ExitCode.INTEGRITY)
     if not run.config.checkpoint.keep_at_end:
         folder.forget_checkpoints()  # of a run that was killed between its last word and this
-    return Finished(run, record, record.sessions[-1].exit_code or 0)
+    return Finished(run, place.run, record, record.sessions[-1].exit_code or 0)
 
 
 def prepare(run: Run, place: Place) -> list[str]:

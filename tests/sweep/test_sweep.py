@@ -52,7 +52,8 @@ def test_a_sweep_keeps_what_is_finished_and_goes_on_with_the_rest(town: Path, tm
     assert both.returncode == 0, both.stderr
     assert "2 of 4 runs are finished already." in both.stderr
     assert stamps(out).items() >= before.items(), "finished runs are left alone"
-    rows = json.loads(both.stdout)
+    rows = json.loads(both.stdout)["ends"]
+    assert "2 of 4 runs" not in (out / "sweep.html").read_text(encoding="utf-8")
     assert [row["seeds"] for row in rows] == ["2", "2"]
     assert all(row["forget prob"]["low"] <= row["forget prob"]["value"] <= row["forget prob"]["high"] for row in rows)
     assert len(list(out.rglob("metrics.json"))) == 4

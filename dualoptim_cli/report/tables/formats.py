@@ -77,6 +77,14 @@ def render(table: PlainTable, form: str, *, width: int | None = None) -> str:
     return FORMATS[form](table)
 
 
+def render_all(tables: Mapping[str, PlainTable], form: str, *, width: int | None = None) -> str:
+    """Several tables under each other; as JSON, one object with each table by its name."""
+    if form == "json":
+        rows = {name: json.loads(as_json(table)) for name, table in tables.items()}
+        return text.in_json(json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False)) + "\n"
+    return "\n".join(render(table, form, width=width) for table in tables.values())
+
+
 def as_text(table: PlainTable, *, intervals: bool = True) -> str:
     """Columns side by side, two spaces apart, numbers to the right, a rule below the header."""
     cells = [[text.safe(name) for name in table.header]]
