@@ -81,11 +81,18 @@ class ObjectiveConfig(Section):
     lr_ratio: Positive = 1.0
 
 
+def _listed(value: Any) -> Any:
+    """Read `a, b` on a command line as a list of two."""
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
 class DataConfig(Section):
     """How rows become tokens."""
 
     holdout: Sources | None = None
     unseen: Sources | None = None
+    reworded: str | None = "auto"  # a file of questions that ask for the forget rows in other words; none: not asked
+    keywords: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] | None = None
     columns: Auto | dict[str, str] = "auto"
     template: str = "auto"
     max_length: Annotated[int, Field(ge=8)] = 512
@@ -198,6 +205,15 @@ class RunConfig(Section):
             for name, part in values["objectives"].items()
         }
         return {**values, "objectives": objectives}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_reworded(cls, values: Any) -> Any:
+        """`reworded: none` is null, on the command line, too."""
+        data = values.get("data") if isinstance(values, dict) else None
+        if isinstance(data, dict) and data.get("reworded") == "none":
+            return {**values, "data": {**data, "reworded": None}}
+        return values
 
     @model_validator(mode="after")
     def _objectives_have_plain_names(self) -> RunConfig:

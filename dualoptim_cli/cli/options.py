@@ -47,6 +47,12 @@ Holdout = Annotated[
 Unseen = Annotated[
     list[str] | None, option("--unseen", WHAT, "Rows the model never saw: membership inference needs them.")
 ]
+Reworded = Annotated[
+    str | None, option("--reworded", WHAT, "A file of questions that ask for the forget rows in other words, or none.")
+]
+Keywords = Annotated[
+    str | None, option("--keywords", WHAT, "Words that give the forget rows away, with commas: einstein,relativ")
+]
 QuestionColumn = Annotated[str | None, option("--question-column", WHAT, "Where questions are.")]
 AnswerColumn = Annotated[str | None, option("--answer-column", WHAT, "Where answers are.")]
 TextColumn = Annotated[str | None, option("--text-column", WHAT, "Where plain text is.")]

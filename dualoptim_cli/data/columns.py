@@ -14,7 +14,8 @@ Kind = Literal["question-answer", "chat", "text"]
 PROMPTS = ("question", "prompt", "instruction", "query")
 ANSWERS = ("answer", "completion", "output", "response")
 ALTERNATIVES = ("paraphrased_answer", "perturbed_answer", "original_answer")
-ROLES = ("prompt", "context", "answer", "text", "messages", *ALTERNATIVES)
+AGAIN = ("paraphrased_question", "keywords")
+ROLES = ("prompt", "context", "answer", "text", "messages", *ALTERNATIVES, *AGAIN)
 CORE = frozenset({"prompt", "answer", "text", "messages"})
 SHAPES: dict[Kind, tuple[str, ...]] = {
     "question-answer": ("prompt", "answer"),
@@ -66,7 +67,7 @@ def find_columns(name: str, rows: Sequence[Mapping[str, Any]], named: Mapping[st
             f"Say which columns count, for example data.columns.{roles[-1]}={several[-1]}.",
         )
     if kinds == ["question-answer"]:
-        roles += ["context", *ALTERNATIVES]
+        roles += ["context", *ALTERNATIVES, *AGAIN]
     return {role: candidates[role][0] for role in roles if role in candidates}
 
 
@@ -79,7 +80,7 @@ def _by_rule(names: Sequence[str], named: Mapping[str, str]) -> dict[str, list[s
     """The columns that may serve each role: the one that the user named, else all whose name says so."""
     by_name = {column.strip().lower(): column for column in names}
     rules = {"prompt": PROMPTS, "answer": ANSWERS, "text": ("text",), "messages": ("messages",)}
-    rules |= {role: (role,) for role in ALTERNATIVES}
+    rules |= {role: (role,) for role in (*ALTERNATIVES, *AGAIN)}
     if "instruction" in by_name and "prompt" not in named:
         rules["context"] = ("input",)
     candidates: dict[str, list[str]] = {}

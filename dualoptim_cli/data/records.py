@@ -13,7 +13,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from dualoptim_cli.data.columns import ALTERNATIVES, Kind, find_columns, kind_of, lacking, show_columns
+from dualoptim_cli.data.columns import AGAIN, ALTERNATIVES, Kind, find_columns, kind_of, lacking, show_columns
 from dualoptim_cli.data.faults import Faults
 from dualoptim_cli.data.formats import BadRow, decode_list, json_kind
 from dualoptim_cli.data.rows import Row, Rows
@@ -44,7 +44,8 @@ class Record:
 
     A plain text has an empty prompt. Of a chat, `messages` holds all turns up to the last answer, `answer` that
     answer and `prompt` what was said before. The alternatives are TOFU's: other wordings, wrong answers, and the
-    answer as a sentence.
+    answer as a sentence. `rewordings` ask the same in other words, and `keywords` give the answer away. Where a
+    question came without an answer (not `answered`), `answer` only stands for its length.
     """
 
     prompt: str
@@ -55,6 +56,9 @@ class Record:
     paraphrased: tuple[str, ...] = ()
     perturbed: tuple[str, ...] = ()
     original: str | None = None
+    rewordings: tuple[str, ...] = ()
+    keywords: tuple[str, ...] = ()
+    answered: bool = True
 
     @property
     def where(self) -> str:
@@ -249,11 +253,20 @@ def to_record(row: Row, columns: Mapping[str, str]) -> Record:
     if "context" in columns and (context := values.get(columns["context"])):
         prompt = f"{prompt}\n{_checked(context, columns['context'])}"
     answer = _text(values, columns["answer"])
-    if not columns.keys() & {*ALTERNATIVES}:
+    if not columns.keys() & {*ALTERNATIVES, *AGAIN}:
         return Record(prompt, answer, file, line)
     paraphrased, perturbed, original = (_texts(values, columns.get(role)) for role in ALTERNATIVES)
+    rewordings, keywords = (_texts(values, columns.get(role)) for role in AGAIN)
     return Record(
-        prompt, answer, file, line, paraphrased=paraphrased, perturbed=perturbed, original=next(iter(original), None)
+        prompt,
+        answer,
+        file,
+        line,
+        paraphrased=paraphrased,
+        perturbed=perturbed,
+        original=next(iter(original), None),
+        rewordings=rewordings,
+        keywords=keywords,
     )
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
 from dualoptim_cli.data import Examples
+from dualoptim_cli.evaluate.asking_again import NOTHING, AskedAgain
 from dualoptim_cli.evaluate.judges import Judge
 from dualoptim_cli.evaluate.metrics import Row
-from dualoptim_cli.evaluate.observe import Observer, questions
-from dualoptim_cli.evaluate.results import Results
+from dualoptim_cli.evaluate.observe import Observer, questions, questions_again
+from dualoptim_cli.evaluate.results import REWORDED, Results
 from dualoptim_cli.evaluate.scores import MIN_K, score_rows, set_seed
 from dualoptim_cli.events import Event, OnEvent, PhaseAdvanced, PhaseEnded, PhaseStarted
 from dualoptim_cli.objectives.reference import at_rest
@@ -34,6 +36,9 @@ def measure(
     reference: Results | None = None,
     judges: Sequence[Judge] = (),
     refusals: Sequence[str] = (),
+    again: AskedAgain = NOTHING,
+    named: Mapping[str, Collection[int]] | None = None,
+    is_before: bool = False,
     phase: str = "measuring",
     on_event: OnEvent | None = None,
 ) -> Results:
@@ -42,19 +47,24 @@ def measure(
     `forget` names the sets that are to be forgotten. A set larger than `rows` is measured on a sample drawn from
     `seed`: the same rows for every model. `reference` is what this function returned for a model retrained without
     the forget rows; `judges` rate the continuations by other models; an answer that begins with one of the `refusals`
-    declines. The model is put in evaluation mode and back,
+    declines. `again` holds questions that ask for rows in other words (they make sets "NAME.reworded") and keywords.
+    `named` are the rows of each set whose answers named a keyword before unlearning: the model that `is_before` finds
+    them, and Results of it have them. The model is put in evaluation mode and back,
     and no random state of torch is used.
     """
     samples = {
         name: questions(examples, sample_rows(len(examples), rows, seed, name)) for name, examples in sets.items()
     }
+    for name, records in again.records.items():
+        samples[name + REWORDED] = questions_again(records, sets[name].encoder)
     units = 0
     for sample in samples.values():
         units += sum(question.units for question in sample)
     observed: dict[str, list[Row]] = {}
     with at_rest(model), report_phase(phase, units, on_event) as advance:
         for name, sample in samples.items():
-            tokenizer = sets[name].encoder.tokenizer
+            origin = name.removesuffix(REWORDED)
+            tokenizer = sets[origin].encoder.tokenizer
             observer = Observer(
                 model,
                 tokenizer,
@@ -62,17 +72,28 @@ def measure(
                 batch_size=batch_size,
                 advance=advance,
                 refusals=refusals,
+                keywords=again.keywords.get(origin),
             )
             observed[name] = observer.rows(sample)
         for judge in judges:
             observed = {name: judge(of_set) for name, of_set in observed.items()}
-        settings = {
+        counted: dict[str, list[int]] = {}
+        for name, of_set in observed.items():
+            if name.removesuffix(REWORDED) in again.keywords:
+                if is_before:
+                    counted[name] = [number for number, row in enumerate(of_set) if row.names_keyword]
+                else:
+                    counted[name] = sorted((named or {}).get(name, ()))
+                observed[name] = [replace(row, named=number in counted[name]) for number, row in enumerate(of_set)]
+        settings: dict[str, Any] = {
             "rows": rows,
             "seed": seed,
             "max_new_tokens": max_new_tokens,
             "min_k": min_k,
             "measured": {name: len(sample) for name, sample in samples.items()},
         }
+        if counted:
+            settings["named"] = counted
         return score_rows(observed, forget=forget, seed=seed, min_k=min_k, reference=reference, settings=settings)
 
 

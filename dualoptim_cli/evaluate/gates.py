@@ -11,8 +11,8 @@ from typing import Any
 
 from dualoptim_cli.errors import UserError, did_you_mean, raise_all
 from dualoptim_cli.evaluate.attacks import ATTACKS, lacks
-from dualoptim_cli.evaluate.metrics import METRICS, SIGNALS
-from dualoptim_cli.evaluate.results import Results, Score
+from dualoptim_cli.evaluate.metrics import METRICS, OF_REWORDED, SIGNALS
+from dualoptim_cli.evaluate.results import REWORDED, Results, Score
 from dualoptim_cli.evaluate.summary import CHOICE_SETS, SUMMARY, UNSEEN
 
 OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -23,7 +23,7 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 }
 FLOOR, FLOOR_OF_REFERENCE = "utility >= 0.5*before", "utility >= 0.5*reference"
 """Joins every list of gates: a destroyed model forgets perfectly, and must never pass."""
-DEGENERATE, DECLINES, KEPT = 0.05, 0.05, 0.9
+DEGENERATE, DECLINES, MENTIONS, KEPT = 0.05, 0.05, 0.2, 0.9
 
 _GATE = re.compile(r"\s*([\w.+-]+)\s*(<=|>=|<|>)\s*(\S.*?)\s*")
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -172,7 +172,8 @@ def check_measurable(gates: Sequence[Gate], before: Results) -> None:
 def default_gates(before: Results, *, forget: Collection[str]) -> list[Gate]:
     """Return the gates of a run that named none: forget rows are gone, each set to keep is kept, answers can be read.
 
-    Recall tells what is gone: ROUGE-L of answers, or verbatim completion of plain text. Likelihood tells what is kept,
+    Recall tells what is gone: ROUGE-L of answers, or verbatim completion of plain text. Who forgot the wording may
+    know the fact, so at most one of five answers that named a keyword before still does. Likelihood tells what is kept,
     and the choice among wrong answers where there are any: knowledge can be kept in other words. What is
     likely may still be declined, so at most one question of twenty more than before. At most one answer of twenty may
     be degenerate, or as many as before where that was more.
@@ -181,15 +182,17 @@ def default_gates(before: Results, *, forget: Collection[str]) -> list[Gate]:
     for name, scores in before.sets.items():
         if name == UNSEEN:
             continue
+        if name.removesuffix(REWORDED) in forget and _value(scores, "mentions") is not None:
+            texts.append(f"{name}.mentions <= {MENTIONS}")
         if name in forget:
             recall = "rougeL" if _value(scores, "rougeL") is not None else "verbmem"
             texts.append(f"{name}.{recall} <= 0.25*before")
-        else:
+        elif not name.endswith(REWORDED):
             texts.append(f"{name}.prob >= 0.9*before")
             if _value(scores, "choice_acc") is not None:
                 texts.append(f"{name}.choice_acc >= before - 0.05")
-            if _value(scores, "declines") is not None:
-                texts.append(f"{name}.declines <= before + {DECLINES}")
+        if name.removesuffix(REWORDED) not in forget and _value(scores, "declines") is not None:
+            texts.append(f"{name}.declines <= before + {DECLINES}")
         degenerate = _value(scores, "degenerate")
         if degenerate is not None:
             texts.append(f"{name}.degenerate <= " + ("before" if degenerate > DEGENERATE else str(DEGENERATE)))
@@ -273,11 +276,6 @@ def _check_path(gate: Gate, scope: Scope) -> None:
     match gate.path.split("."):
         case [metric]:
             _known(gate, "score of the whole model", metric, SUMMARY)
-        case [name, _] if name in scope.harness:
-            pass
-        case [name, metric]:
-            _known(gate, "measured set", name, [*scope.sets, *scope.harness])
-            _known(gate, "metric", metric, [*METRICS, *(SIGNALS if name in scope.forget else ())])
         case ["attack", attack, name, metric]:
             _known(gate, "attack", attack, list(ATTACKS))
             _known(gate, "attacked set", name, [each for each in scope.sets if each in scope.forget])
@@ -287,6 +285,14 @@ def _check_path(gate: Gate, scope: Scope) -> None:
                 not (reason := lacks(attack, scope.sets, quantized=scope.quantized)),
                 f"cannot be measured: {reason}",
             )
+        case [name, _] if name in scope.harness:
+            pass
+        case [name, metric]:
+            _known(gate, "measured set", name, [*scope.sets, *scope.harness])
+            _known(gate, "metric", metric, [*METRICS, *(SIGNALS if name in scope.forget else ())])
+        case [origin, again, metric] if f".{again}" == REWORDED:
+            _known(gate, "set that is asked again", origin + REWORDED, scope.sets)
+            _known(gate, "metric of reworded questions", metric, OF_REWORDED)
         case _:
             raise UserError(
                 f'Gate "{gate.text}": {gate.path} names no score.', "Write set.metric or attack.name.set.metric."

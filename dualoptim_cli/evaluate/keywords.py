@@ -51,6 +51,17 @@ def read_lexicon(forget: Sequence[Record], keep: Iterable[Record]) -> Lexicon:
     return Lexicon(names, frozenset(name for name in names if gone[name] >= needed and not kept[name]), rows)
 
 
+@dataclass(frozen=True, slots=True)
+class Keywords:
+    """The keywords of a set's rows: those that the row has itself, else those that the user `named`, else by rule."""
+
+    lexicon: Lexicon
+    named: tuple[str, ...] = ()
+
+    def of(self, record: Record) -> tuple[str, ...]:
+        return record.keywords or self.named or keywords_of(record, self.lexicon)
+
+
 def keywords_of(record: Record, lexicon: Lexicon) -> tuple[str, ...]:
     """Return the keywords of a row by rule: what the rows are about, and the facts of the row's own answer.
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from dualoptim_cli.evaluate.declining import declines
 from dualoptim_cli.evaluate.fluency import degeneration
+from dualoptim_cli.evaluate.keywords import mentions, unsaid
 from dualoptim_cli.evaluate.results import Better
 from dualoptim_cli.evaluate.words import rouge_f1, rouge_recall, words
 
@@ -66,10 +67,18 @@ class Row:
     refusal: float | None = None  # 1 if the continuation entails a refusal, else 0
     question: str = ""
     refusals: Sequence[str] = ()  # the run's own, by which an answer may decline
+    keywords: Sequence[str] | None = None  # None where nobody looked for any
+    named: bool = False  # whether the model before unlearning named a keyword
+    answered: bool = True  # whether `answer` is the row's, and not only a length
 
     @cached_property
     def words(self) -> list[str]:
         return words(self.answer)
+
+    @property
+    def names_keyword(self) -> bool:
+        """Whether the continuation names a keyword that the question does not say."""
+        return mentions(self.continuation or "", self.keywords or (), self.question)
 
     @cached_property
     def continuation_words(self) -> list[str]:
@@ -89,6 +98,7 @@ class Metric:
     on_forget: Better = "lower"
     of_forget: Callable[[Row], float] | None = None
     needs: frozenset[str] = frozenset()
+    least: int = 1  # rows that must have the number for their mean to say anything
 
     def value(self, row: Row, *, forget: bool) -> float:
         """Return the row's number; NaN where the row has not what the metric needs."""
@@ -102,6 +112,12 @@ class Metric:
 
 LACKING: Mapping[str, tuple[Callable[[Row], bool], str]] = {
     "question": (lambda row: row.continuation is None, "plain text has no question to continue; see verbmem"),
+    "answer": (lambda row: not row.answered, "the questions came without answers"),
+    "keywords": (
+        lambda row: not unsaid(row.keywords or (), row.question),
+        "no row has a keyword that its question does not say (--keywords)",
+    ),
+    "named": (lambda row: not row.named, "of no row is it known that the model named a keyword before unlearning"),
     "halves": (lambda row: row.rest_continuation is None, "the answers have fewer than two tokens"),
     "similarity": (lambda row: row.similarity is None, "no sentence embedding model was given"),
     "entailment": (lambda row: row.entailment is None, "no entailment model was given"),
@@ -184,10 +200,18 @@ def lowest(values: npt.NDArray[np.float64], share: float) -> float:
     return float(np.sort(values)[: max(1, int(share * values.size))].mean())
 
 
+ANSWERS = frozenset({"question", "answer"})
+FEWEST_NAMED = 5  # answers that named a keyword before: of fewer, a share says nothing
+
 METRICS: dict[str, Metric] = {
-    "rougeL": Metric(lambda row: rouge_recall(row.words, row.continuation_words), needs=frozenset({"question"})),
-    "prob": Metric(lambda row: math.exp(-row.likelihoods.mean)),
-    "exact_match": Metric(exact_match, needs=frozenset({"question"})),
+    "rougeL": Metric(lambda row: rouge_recall(row.words, row.continuation_words), needs=ANSWERS),
+    "prob": Metric(lambda row: math.exp(-row.likelihoods.mean), needs=frozenset({"answer"})),
+    "exact_match": Metric(exact_match, needs=ANSWERS),
+    "mentions": Metric(
+        lambda row: float(row.names_keyword),
+        needs=frozenset({"question", "keywords", "named"}),
+        least=FEWEST_NAMED,
+    ),
     "truth_ratio": Metric(
         lambda row: max(0.0, 1 - 1 / truth(row)),
         of_forget=lambda row: 1 - min(truth(row), 1 / truth(row)),
@@ -207,16 +231,21 @@ METRICS: dict[str, Metric] = {
         needs=frozenset({"question"}),
     ),
     "token_entropy": Metric(token_entropy, on_forget="higher", needs=frozenset({"question"})),
-    "extraction_strength": Metric(extraction_strength),
-    "exact_memorization": Metric(exact_memorization),
+    "extraction_strength": Metric(extraction_strength, needs=frozenset({"answer"})),
+    "exact_memorization": Metric(exact_memorization, needs=frozenset({"answer"})),
     "verbmem": Metric(
         lambda row: rouge_f1(words(row.rest or ""), words(row.rest_continuation or "")), needs=frozenset({"halves"})
     ),
-    "cosine_similarity": Metric(lambda row: row.similarity or 0.0, needs=frozenset({"similarity"})),
-    "entailment": Metric(lambda row: row.entailment or 0.0, needs=frozenset({"entailment"})),
+    "cosine_similarity": Metric(lambda row: row.similarity or 0.0, needs=frozenset({"similarity", "answer"})),
+    "entailment": Metric(lambda row: row.entailment or 0.0, needs=frozenset({"entailment", "answer"})),
     "refusal": Metric(lambda row: row.refusal or 0.0, "lower", "higher", needs=frozenset({"refusal"})),
 }
 """What is averaged over the rows of every set."""
+
+OF_REWORDED = (
+    "rougeL", "prob", "exact_match", "mentions", "degenerate", "declines", "cosine_similarity", "entailment", "refusal",
+)  # fmt: skip
+"""What is told of questions that ask a set's rows again."""
 
 SIGNALS: dict[str, Callable[[Row, float], float]] = {
     "mia_loss": mia_loss,

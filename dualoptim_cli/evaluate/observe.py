@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dualoptim_cli.data import Encoded, Examples, Record, collate
-from dualoptim_cli.evaluate.metrics import Likelihoods, Row
+from dualoptim_cli.data import Encoded, Encoder, Examples, Record, collate
+from dualoptim_cli.evaluate.keywords import Keywords
+from dualoptim_cli.evaluate.metrics import UNRATED, Likelihoods, Row
 from dualoptim_cli.model.generate import Advance, generate
 from dualoptim_cli.objectives.heads import device_of
 from dualoptim_cli.objectives.likelihood import nll
@@ -30,6 +31,7 @@ class Question:
     start: int
     end: int  # behind the last token of the answer, end-of-sequence left out
     alternatives: tuple[Encoded, ...]  # paraphrases first, then wrong answers
+    halved: bool = True  # whether the second half of the answer is asked for, too
 
     @property
     def asks(self) -> bool:
@@ -39,12 +41,12 @@ class Question:
     @property
     def middle(self) -> int:
         """Where the second half of the answer begins."""
-        return self.start + (self.end - self.start) // 2
+        return self.start + (self.end - self.start) // 2 if self.halved else self.start
 
     @property
     def units(self) -> int:
         """How many continuations and likelihoods it takes to observe this row."""
-        return self.asks + (self.middle > self.start) + 1 + len(self.alternatives)
+        return self.asks + (self.middle > self.start) + self.record.answered + len(self.alternatives)
 
 
 def questions(examples: Examples, numbers: Sequence[int]) -> list[Question]:
@@ -61,18 +63,32 @@ def questions(examples: Examples, numbers: Sequence[int]) -> list[Question]:
     made = []
     for record, encoded in zip(records, examples.encode(numbers), strict=True):
         count = len(record.paraphrased) + len(record.perturbed)
-        start, end = encoded.runs[-1]
-        if encoded.ids[end - 1] == encoder.eos_id:
-            end -= 1
+        start, end = _answer(encoded, encoder)
         made.append(Question(record, encoded.ids, start, end, tuple(islice(alternatives, count))))
     return made
+
+
+def questions_again(records: Sequence[Record], encoder: Encoder) -> list[Question]:
+    """Tokenize questions that ask for rows again; those too long for `data.max_length` are left out."""
+    made = []
+    for record, encoded in zip(records, encoder.whole(records), strict=True):
+        if len(encoded.ids) <= encoder.max_length:
+            made.append(Question(record, encoded.ids, *_answer(encoded, encoder), (), halved=False))
+    return made
+
+
+def _answer(encoded: Encoded, encoder: Encoder) -> tuple[int, int]:
+    """Where the last answer begins and ends, end-of-sequence left out."""
+    start, end = encoded.runs[-1]
+    return start, end - 1 if encoded.ids[end - 1] == encoder.eos_id else end
 
 
 class Observer:
     """Asks one model: one pass a batch for likelihoods, batched decoding for continuations.
 
     `advance` is called with the number of continuations or likelihoods that were just finished. `refusals` are the
-    run's own: an answer that begins with one of them declines.
+    run's own: an answer that begins with one of them declines. `keywords` are those of the rows, where mentions are
+    to be counted.
     """
 
     def __init__(
@@ -84,6 +100,7 @@ class Observer:
         batch_size: int,
         advance: Advance,
         refusals: Sequence[str] = (),
+        keywords: Keywords | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -92,6 +109,7 @@ class Observer:
         self.batch_size = batch_size
         self.advance = advance
         self.refusals = refusals
+        self.keywords = keywords
 
     def rows(
         self, questions: Sequence[Question], *, brief: bool = False, writes: bool = True, halves: bool = True
@@ -102,7 +120,8 @@ class Observer:
         has a continuation: that takes most of the time. Without `halves`, only a text that asks nothing is continued
         from its middle.
         """
-        own = self.likelihoods([Encoded(q.ids, ((q.start, len(q.ids)),)) for q in questions], _all_of_token)
+        answered = [q for q in questions if q.record.answered]
+        own = iter(self.likelihoods([Encoded(q.ids, ((q.start, len(q.ids)),)) for q in answered], _all_of_token))
         alternatives: list[Encoded] = []
         if not brief:
             for question in questions:
@@ -117,14 +136,19 @@ class Observer:
             count = 0 if brief else len(question.alternatives)
             means = [float(each[:, 0].mean()) for each in islice(losses, count)]
             true = means[: len(question.record.paraphrased)]
-            nll, first, standing = own[number].T
+            likelihoods = UNRATED
+            if question.record.answered:
+                nll, first, standing = next(own).T
+                likelihoods = Likelihoods(nll, first > 0, standing, ended=question.end < len(question.ids))
             continuation, rest = continuations[number], rests[number]
             rows.append(
                 Row(
                     answer=question.record.answer if question.asks else self.text(question.ids),
                     question=question.record.prompt,
                     refusals=self.refusals,
-                    likelihoods=Likelihoods(nll, first > 0, standing, ended=question.end < len(question.ids)),
+                    keywords=self.keywords and self.keywords.of(question.record),
+                    answered=question.record.answered,
+                    likelihoods=likelihoods,
                     continuation=None if continuation is None else self.text(continuation),
                     continuation_ids=continuation or (),
                     rest=self.text(question.ids[question.middle : question.end]),

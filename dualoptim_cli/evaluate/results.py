@@ -13,6 +13,7 @@ import numpy.typing as npt
 from dualoptim_cli.errors import UserError
 
 SCHEMA = 1
+REWORDED = ".reworded"  # ends the name of a set that asks the rows of another in other words
 LARGEST = 1e100  # of a score: nothing that is measured comes near it
 Better = Literal["higher", "lower", "near 0", "near 0.5", "neither"]
 Values = Mapping[str, Mapping[str, npt.NDArray[np.float64]]]
@@ -69,12 +70,11 @@ class Results:
         match path.split("."):
             case [metric]:
                 return self.summary[metric]
-            case [name, metric]:
-                return self.sets[name][metric]
             case ["attack", attack, name, metric]:
                 return self.attacks[attack][name][metric]
             case _:
-                raise KeyError(path)
+                name, _, metric = path.rpartition(".")  # as in forget.reworded, the name of a set may have a dot
+                return self.sets[name][metric]
 
     def paths(self) -> list[str]:
         """List every path that `score` knows."""
@@ -99,6 +99,12 @@ class Results:
             differences.append("no set is measured in both")
         return differences
 
+    @property
+    def named(self) -> Mapping[str, list[int]]:
+        """By set, the numbers of the measured rows whose answers named a keyword before unlearning."""
+        named: Mapping[str, list[int]] = self.settings.get("named", {})
+        return named
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data for `json.dump`; nothing in it is NaN or infinite."""
         return {
@@ -122,6 +128,11 @@ class Results:
         _expect(isinstance(measured, dict), "settings.measured", "is not an object")
         for name, rows in measured.items():
             _expect(_is_count(rows), f"settings.measured.{name}", "is not a count")
+        named = data["settings"].get("named", {})
+        _expect(isinstance(named, dict), "settings.named", "is not an object")
+        for name, rows in named.items():
+            is_list = isinstance(rows, list) and all(map(_is_count, rows))
+            _expect(is_list, f"settings.named.{name}", "is not a list of row numbers")
         return cls(
             sets=_sets_from_json(data["sets"], "sets"),
             summary=_scores_from_json(data["summary"], "summary"),

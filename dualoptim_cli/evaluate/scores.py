@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dualoptim_cli.evaluate.metrics import LACKING, METRICS, SIGNALS, Metric, Row, truth
+from dualoptim_cli.evaluate.metrics import LACKING, METRICS, OF_REWORDED, SIGNALS, Metric, Row, truth
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.evaluate.stats import Array, bootstrap
 from dualoptim_cli.evaluate.summary import UNSEEN, membership, score_of, summarize
@@ -34,9 +34,10 @@ def score_rows(
     process. `min_k` is the share of an answer's tokens that min-k% looks at. The intervals are bootstrap intervals
     over rows, drawn from `seed`.
     """
-    values = {name: row_values(of_set, forget=name in forget, min_k=min_k) for name, of_set in rows.items()}
+    goes = {name: name.partition(".")[0] in forget for name in rows}  # forget.reworded goes with forget
+    values = {name: row_values(of_set, forget=goes[name], min_k=min_k) for name, of_set in rows.items()}
     drawn = {name: _bootstrap(of_set, METRICS, set_seed(seed, name)) for name, of_set in values.items()}
-    sets = {name: _scores(of_set, drawn[name], forget=name in forget) for name, of_set in rows.items()}
+    sets = {name: _told(name, _scores(of_set, drawn[name], forget=goes[name]), of_set) for name, of_set in rows.items()}
     if UNSEEN in sets:  # how a model does on rows it never saw is neither good nor bad
         sets[UNSEEN] = {metric: replace(score, better="neither") for metric, score in sets[UNSEEN].items()}
     for name in forget:
@@ -44,6 +45,14 @@ def score_rows(
             sets[name] |= membership(values, name, set_seed(seed, name))
     summary = summarize(drawn, values, forget=forget, reference=reference, seed=set_seed(seed, ""))
     return Results(sets, summary, settings=settings or {}, values=values)
+
+
+def _told(name: str, scores: dict[str, Score], rows: Sequence[Row]) -> dict[str, Score]:
+    """What is told of a set: of reworded questions a few metrics, and mentions where keywords were looked for."""
+    left_out = {"mentions"} if all(row.keywords is None for row in rows) else set[str]()
+    if "." in name:
+        left_out |= METRICS.keys() - {*OF_REWORDED}
+    return {metric: score for metric, score in scores.items() if metric not in left_out}
 
 
 def score_set(rows: Sequence[Row], metrics: Collection[str], seed: list[int], *, forget: bool) -> dict[str, Score]:
@@ -86,5 +95,9 @@ def _scores(rows: Sequence[Row], drawn: Mapping[str, Array], *, forget: bool) ->
             missing = max(missing, count)
             if count == len(rows):
                 reasons.append(reason)
-        scores[name] = score_of(of_metric, len(rows) - missing, metric.direction(forget=forget), "; ".join(reasons))
+        count, better = len(rows) - missing, metric.direction(forget=forget)
+        if 0 < count < metric.least:
+            scores[name] = Score(None, n=count, better=better, reason=f"it needs {metric.least} rows and has {count}")
+        else:
+            scores[name] = score_of(of_metric, count, better, "; ".join(reasons))
     return scores

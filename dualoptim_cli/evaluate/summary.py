@@ -60,7 +60,7 @@ def summarize(
     leaking = next((name for name in forget if not _incomparable(values, name)), target)
     simple: list[Path] = []
     for name in drawn:
-        if name not in forget and name != UNSEEN:
+        if name not in forget and name != UNSEEN and "." not in name:  # reworded questions are no set of rows
             simple += [(name, _recall(drawn, name)), (name, "prob")]
     efficacy = [(target, metric) for metric in ("rougeL", "prob", "truth_ratio", "cosine_similarity", "entailment")]
     targeted = [(target, metric) for metric in ("token_entropy", "refusal")]

@@ -19,6 +19,7 @@ from dualoptim_cli.errors import UserError, raise_all
 from dualoptim_cli.evaluate.attacks import choose_attacks
 from dualoptim_cli.evaluate.gates import Gate, Scope, check_scope, parse_gate
 from dualoptim_cli.evaluate.metrics import METRICS
+from dualoptim_cli.evaluate.results import REWORDED
 from dualoptim_cli.evaluate.suites import choose_min_k
 from dualoptim_cli.job.phases import collect
 from dualoptim_cli.model.lora import check_adapting
@@ -141,6 +142,12 @@ class Brief:
         return tuple(name for name, rows in self.sets.items() if rows.role == "forget")
 
     @property
+    def asked_again(self) -> tuple[str, ...]:
+        """The sets of questions in other words, if there are any: of what is to be forgotten, and of the hold-out."""
+        origins = [*self.forget, *(name for name in self.sets if name == "holdout")]
+        return tuple(name + REWORDED for name in origins) if self.config.data.reworded else ()
+
+    @property
     def trained(self) -> tuple[str, ...]:
         """The sets with an objective."""
         return tuple(name for name, rows in self.sets.items() if rows.objective)
@@ -184,6 +191,8 @@ class Brief:
         sources += [(f"the model that rates {judge}", Path(model)) for judge, model in self.judges.items()]
         for name, rows in self.sets.items():
             sources += [(f"the rows of {name}", place_of(source)) for source in rows.sources]
+        if config.data.reworded not in (None, "auto"):
+            sources.append(("the reworded questions", Path(config.data.reworded)))
         if config.data.refusals:
             sources.append(("the refusals", Path(config.data.refusals)))
         return [*sources, *((f"the benchmark {suite}", Path(place)) for suite, place in self.suites)]
@@ -200,7 +209,7 @@ class Brief:
         """
         faults: list[UserError] = []
         scope = Scope(
-            sets=tuple(self.sets),
+            sets=(*self.sets, *self.asked_again),
             forget=self.forget,
             has_before=has_before,
             has_reference=self.config.eval.reference is not None,

@@ -96,10 +96,13 @@ def evaluate(
             return run_harness(loaded.model, loaded.tokenizer, lm_eval, **how)
 
     ruler = Ruler.of(opened, on_event)
-    before = ruler.measure_other(other, "the other model", harness) if isinstance(other, Located) else other
+    before = (
+        ruler.measure_other(other, "the other model", harness, is_before=True) if isinstance(other, Located) else other
+    )
     loaded = ruler.load(opened.model, "the model")
     examples = opened.encode(loaded.tokenizer, on_event)
-    results = ruler.measure(loaded, examples, "Measuring the model")
+    known = own_before or before  # of a model alone, what it names now is what a later measurement counts by
+    results = ruler.measure(loaded, examples, "Measuring the model", before=known, is_before=known is None)
     _check_alike(results, before, against)
     _check_alike(results, own_before, None)
     named = [gate.attack for gate in brief.gates if gate.attack]

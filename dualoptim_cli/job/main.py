@@ -107,7 +107,7 @@ def unlearn(
             weights = folder.path / ("adapter" if config.lora else "model")
             with phase("Saving the model", on_event), disk_errors_as_user_error("The model", folder.path):
                 save_model(loaded, weights)
-            after = ruler.measure(loaded, planned.examples, "Measuring after")
+            after = ruler.measure(loaded, planned.examples, "Measuring after", before=before)
             after = ruler.attack(planned.attacks, loaded, planned.examples, after)
             judgments = ruler.judge(after, before)
             ruler.warn_of_disagreements(before, after)
@@ -162,7 +162,7 @@ def _measure_before(
             fact = f"{folder.metrics} is not what the run measured before it trained."
             raise UserError(fact, "Put the file back as it was, or start anew with --force.", ExitCode.INTEGRITY)
         return Results.from_json(measured["before"])
-    before = ruler.measure(loaded, examples, "Measuring before")
+    before = ruler.measure(loaded, examples, "Measuring before", is_before=True)
     check_measurable(ruler.opened.brief.gates, before)
     if before.score("utility").value is None:
         no_yardstick = "No set to keep is measured, so the gate on utility will fail. Pass --retain or --holdout."

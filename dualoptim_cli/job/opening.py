@@ -8,9 +8,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dualoptim_cli import demo
-from dualoptim_cli.data import Encoder, Examples, Records, check_named, check_overlap, load_records, load_refusals
+from dualoptim_cli.data import (
+    Encoder,
+    Examples,
+    Record,
+    Records,
+    check_named,
+    check_overlap,
+    load_records,
+    load_refusals,
+)
+from dualoptim_cli.data.questions import load_asked
 from dualoptim_cli.data.records import OVERLAP_HINT, UNSEEN_HINT
 from dualoptim_cli.errors import UserError, raise_all
+from dualoptim_cli.evaluate.asking_again import NOTHING, AskedAgain, ask_again
+from dualoptim_cli.evaluate.evaluator import sample_rows
+from dualoptim_cli.evaluate.results import REWORDED
 from dualoptim_cli.evaluate.suites import load_suite, to_forget
 from dualoptim_cli.events import Note, OnEvent
 from dualoptim_cli.job.brief import Brief, RowSet, role_of
@@ -38,10 +51,16 @@ class Opened:
     model: Located
     reference: Located | None
     places: Mapping[str, str]
+    again: AskedAgain = NOTHING
 
     def rows_at(self, name: str) -> dict[str, str]:
         """Where the rows of a set are, by the names that the user gave."""
         return {source: self.places.get(source, source) for source in self.brief.sets[name].sources}
+
+    @property
+    def reworded_from_file(self) -> bool:
+        """Whether the reworded questions of the forget set are the user's own."""
+        return self.brief.config.data.reworded not in (None, "auto")
 
     @property
     def model_folders(self) -> list[Path]:
@@ -79,6 +98,7 @@ def open_inputs(brief: Brief, on_event: OnEvent, *, weights: bool = True) -> Ope
     faults: list[UserError] = []
     records: dict[str, Records] = {}
     refusals: Sequence[str] = ()
+    reworded: Sequence[Record] | None = None
     model = reference = None
     with phase("Reading the data", on_event):
         if brief.trained or "entailment" in brief.judges:
@@ -91,6 +111,9 @@ def open_inputs(brief: Brief, on_event: OnEvent, *, weights: bool = True) -> Ope
             if rows.objective and name in records:
                 with collect(faults):
                     check_rows(name, config.objectives[name].loss, records[name].kind)
+        if config.data.reworded not in (None, "auto"):
+            with collect(faults):
+                reworded = load_asked(config.data.reworded)
         with collect(faults):
             check_named([*records.values()], config.data.columns)
         _check_overlaps(brief, records, faults)
@@ -124,7 +147,32 @@ def open_inputs(brief: Brief, on_event: OnEvent, *, weights: bool = True) -> Ope
             on_event(Note(f"{name}: {parts}"))
         for note in each.notes:
             on_event(Note(note, "warning"))
-    return Opened(replace(brief, sets=sets), records, refusals, model, reference, places)
+    brief = replace(brief, sets=sets)
+    again = _ask_again(brief, records, reworded)
+    for name, counts in again.counts.items():
+        kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
+        on_event(Note(f"{name}{REWORDED}: {sum(counts.values())} questions in other words ({kinds})"))
+    return Opened(brief, records, refusals, model, reference, places, again)
+
+
+def _ask_again(brief: Brief, records: Mapping[str, Records], given: Sequence[Record] | None) -> AskedAgain:
+    """What asks again for the rows to forget and of the hold-out, of those that are measured."""
+    config = brief.config
+    if config.data.reworded is None and not config.data.keywords:
+        return NOTHING
+    samples = {}
+    for name in (*brief.forget, "holdout"):
+        if name in records and records[name].kind != "text":
+            samples[name] = sample_rows(len(records[name]), config.eval.rows, config.seed, name)
+    return ask_again(
+        records,
+        samples,
+        forget=brief.forget,
+        given=given,
+        named=config.data.keywords or (),
+        seed=config.seed,
+        reword=config.data.reworded is not None,
+    )
 
 
 def _check_overlaps(brief: Brief, records: Mapping[str, Records], faults: list[UserError]) -> None:

@@ -50,6 +50,10 @@ def record_run(
         _check_promises(earlier, planned.brief.config.model_dump(mode="json"))
         _check_same(run, earlier, planned.opened, key)
         record = _with_present_settings(earlier, planned.brief.config.model_dump(mode="json"), origins)
+        data = {}  # which rows are asked again hangs on how many are measured, and that may be given anew
+        for name, part in record.data.items():
+            data[name] = part.model_copy(update={"reworded_hmac": _reworded_hashes(planned.opened, name, key)})
+        record = record.with_(data=data)
     else:
         key = hashing.read_key(path)
         record = _first_record(planned, loaded, origins, key)
@@ -210,7 +214,12 @@ def _data(opened: Opened, name: str, key: bytes) -> Data:
         columns=records.columns,
         before=_state(opened, name, key),
         rows_hmac=_row_hashes(opened, name, key) if rows.role == "forget" else {},
+        reworded_hmac=_reworded_hashes(opened, name, key),
     )
+
+
+def _reworded_hashes(opened: Opened, name: str, key: bytes) -> tuple[str, ...]:
+    return tuple(hashing.keyed_text(key, record.prompt)[:32] for record in opened.again.records.get(name, ()))
 
 
 def _row_hashes(opened: Opened, name: str, key: bytes) -> dict[str, str]:
@@ -250,6 +259,8 @@ def _check_same(run: Path, record: Record, opened: Opened, key: bytes) -> None:
     for name, part in record.data.items():
         if name not in opened.records or _state(opened, name, key).hmac != part.before.hmac:
             changed.append(f"the rows of {name} ({part.source})")
+        elif opened.reworded_from_file and _reworded_hashes(opened, name, key) != part.reworded_hmac:
+            changed.append(f"the reworded questions of {name}")
     for name in opened.records:
         if name not in record.data:
             changed.append(f"rows of {name} ({opened.brief.sets[name].source})")

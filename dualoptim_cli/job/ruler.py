@@ -49,8 +49,19 @@ class Ruler:
             return ruler
         return replace(ruler, reference=ruler.measure_other(opened.reference, "the reference"))
 
-    def measure(self, loaded: Loaded, examples: Mapping[str, Examples], name: str) -> Results:
-        """Measure a loaded model on every set, in a phase of that name."""
+    def measure(
+        self,
+        loaded: Loaded,
+        examples: Mapping[str, Examples],
+        name: str,
+        *,
+        before: Results | None = None,
+        is_before: bool = False,
+    ) -> Results:
+        """Measure a loaded model on every set, in a phase of that name.
+
+        What it still mentions is counted of the rows that `before` answered, or of its own if it `is_before`.
+        """
         config = self.opened.brief.config
         return measure(
             loaded.model,
@@ -64,15 +75,25 @@ class Ruler:
             reference=self.reference,
             judges=self.judges,
             refusals=self.opened.refusals,
+            again=self.opened.again,
+            named=before.named if before else None,
+            is_before=is_before,
             on_event=self.on_event,
             phase=name,
         )
 
-    def measure_other(self, located: Located, what: str, more: Callable[[Loaded], Sets] = lambda _: {}) -> Results:
+    def measure_other(
+        self,
+        located: Located,
+        what: str,
+        more: Callable[[Loaded], Sets] = lambda _: {},
+        *,
+        is_before: bool = False,
+    ) -> Results:
         """Load a model, measure it with its own tokenizer, and free its memory. `more` measures sets of its own."""
         loaded = self.load(located, what)
         examples = self.opened.encode(loaded.tokenizer)
-        results = self.measure(loaded, examples, f"Measuring {what}")
+        results = self.measure(loaded, examples, f"Measuring {what}", is_before=is_before)
         results = replace(results, sets={**results.sets, **more(loaded)})
         del loaded, examples  # two models at a time do not fit where one just does
         gc.collect()

@@ -29,7 +29,7 @@ NOT_CLAIMED = (
 # What differs between two runs of the same command and seed: time, chance names, and all that hangs on the key.
 VARIES = (
     *("run", "began", "ended", "seconds", "sessions", "earlier.*.record_sha256", "amendments"),
-    *("data.*.before", "data.*.after", "data.*.rows_hmac"),
+    *("data.*.before", "data.*.after", "data.*.rows_hmac", "data.*.reworded_hmac"),
     *("files.events\\.jsonl", "files.record\\.html", "files.*/dualopt\\.json"),
 )
 
@@ -84,6 +84,8 @@ class Data(Part):
     """A set of rows: how it was read, its keyed hashes as the run began and ended, and each row's of what was to go.
 
     `sources` says how many rows came from each of several sources; it is empty where there is one.
+    `reworded_hmac` are the keyed hashes of the questions that ask for its rows in other words. Their texts derive from
+    the rows and are nowhere: the run's seed writes them anew.
     """
 
     source: str
@@ -94,6 +96,7 @@ class Data(Part):
     before: DataState
     after: DataState | None = None
     rows_hmac: dict[str, Hex] = {}
+    reworded_hmac: tuple[Hex, ...] = ()
 
     @property
     def places(self) -> list[str]:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 from dualoptim_cli import text
 from dualoptim_cli.evaluate.gates import Judgment
-from dualoptim_cli.evaluate.results import Results, Score, Sets
+from dualoptim_cli.evaluate.results import REWORDED, Results, Score, Sets
 from dualoptim_cli.report.side_by_side import brought_back, is_measured
 
 Scores = Mapping[str, Score]
-REWORDED = ".reworded"  # ends the name of a set that asks the rows' questions in other words
 RECALL = ("prob", "rougeL", "verbmem", "exact_match")
 UNSEEN, HOLDOUT = "unseen", "holdout"
 CLEARLY_ABOVE_CHANCE = 0.7  # of membership inference, whose chance is 0.5

@@ -155,7 +155,7 @@ def test_an_answer_of_nothing_but_its_end_is_that_token() -> None:
 
 @pytest.mark.parametrize("name", METRICS)
 def test_a_row_without_what_a_metric_needs_has_no_value_and_never_a_0(name: str) -> None:
-    plain = row(found=None)
+    plain = row(found=None, answered=False)
     assert math.isnan(value(name, plain)) == bool(METRICS[name].needs)
 
 
@@ -176,6 +176,8 @@ def test_every_metric_lies_between_0_and_1_whatever_the_row(name: str, forget: b
             rest_continuation=texts[3],
             paraphrased=float(rng.exponential(3)),
             perturbed=tuple(rng.exponential(3, 3)),
+            keywords=("a",),
+            named=True,
             similarity=0.5,
             entailment=1.0,
             refusal=0.0,

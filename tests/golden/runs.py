@@ -53,6 +53,8 @@ BASE: dict[str, Any] = {
     "data": {
         "holdout": "{village}/holdout.jsonl",
         "unseen": None,
+        "reworded": None,
+        "keywords": None,
         "columns": {
             "prompt": "question",
             "answer": "answer",
