@@ -92,6 +92,7 @@ class DataConfig(Section):
     holdout: Sources | None = None
     unseen: Sources | None = None
     reworded: str | None = "auto"  # a file of questions that ask for the forget rows in other words; none: not asked
+    general: str | None = "auto"  # plain text that tells of the language a model has; auto: a built-in one
     keywords: Annotated[list[str], BeforeValidator(_listed), Field(min_length=1)] | None = None
     columns: Auto | dict[str, str] = "auto"
     template: str = "auto"
@@ -174,6 +175,7 @@ class EvalConfig(Section):
     min_k: Auto | Annotated[Share, Field(gt=0)] = "auto"  # of an answer's tokens, for membership inference by min-k%
 
 
+GENERAL = "general"  # the set of plain text that tells of general ability
 USUAL: dict[str, dict[str, Any]] = {"forget": {"loss": "npo"}, "retain": {"loss": "gd", "steps": 5}}
 
 
@@ -208,12 +210,13 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _nothing_reworded(cls, values: Any) -> Any:
-        """`reworded: none` is null, on the command line, too."""
+    def _none_is_null(cls, values: Any) -> Any:
+        """`reworded: none` and `general: none` are null, since a command line has no null."""
         data = values.get("data") if isinstance(values, dict) else None
-        if isinstance(data, dict) and data.get("reworded") == "none":
-            return {**values, "data": {**data, "reworded": None}}
-        return values
+        if not isinstance(data, dict):
+            return values
+        nothing = {name: None for name in ("reworded", "general") if data.get(name) == "none"}
+        return {**values, "data": {**data, **nothing}}
 
     @model_validator(mode="after")
     def _objectives_have_plain_names(self) -> RunConfig:
@@ -223,6 +226,8 @@ class RunConfig(Section):
                     f'objectives: "{name}" cannot be a name: gates, tables and files are named by it. '
                     "Use letters, digits, - and _."
                 )
+            if name == GENERAL:
+                raise ValueError(f'objectives: "{name}" is the name of the plain text that every run measures. ')
         return self
 
     @model_validator(mode="after")

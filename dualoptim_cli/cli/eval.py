@@ -19,6 +19,7 @@ from dualoptim_cli.cli.options import (
     Device,
     Dtype,
     Gates,
+    General,
     Json,
     Keywords,
     LoadIn4bit,
@@ -59,6 +60,7 @@ KEYS = {
     "unseen": "data.unseen",
     "reworded": "data.reworded",
     "keywords": "data.keywords",
+    "general": "data.general",
     **COLUMNS,
     "template": "data.template",
     "max_length": "data.max_length",
@@ -86,6 +88,7 @@ def evaluate(
     unseen: Unseen = None,
     reworded: Reworded = None,
     keywords: Keywords = None,
+    general: General = None,
     suite: Annotated[
         list[str] | None,
         option("--suite", WHAT, "A benchmark and its place: tofu=FOLDER, muse=FOLDER, choices=FILE, wmdp=FILE."),

@@ -53,6 +53,10 @@ Reworded = Annotated[
 Keywords = Annotated[
     str | None, option("--keywords", WHAT, "Words that give the forget rows away, with commas: einstein,relativ")
 ]
+General = Annotated[
+    str | None,
+    option("--general", WHAT, "Plain text whose perplexity should stay: a file, or none; built-in by default."),
+]
 QuestionColumn = Annotated[str | None, option("--question-column", WHAT, "Where questions are.")]
 AnswerColumn = Annotated[str | None, option("--answer-column", WHAT, "Where answers are.")]
 TextColumn = Annotated[str | None, option("--text-column", WHAT, "Where plain text is.")]

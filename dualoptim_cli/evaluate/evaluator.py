@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dualoptim_cli.config import GENERAL
 from dualoptim_cli.data import Examples
 from dualoptim_cli.evaluate.asking_again import NOTHING, AskedAgain
 from dualoptim_cli.evaluate.judges import Judge
 from dualoptim_cli.evaluate.metrics import Row
 from dualoptim_cli.evaluate.observe import Observer, questions, questions_again
-from dualoptim_cli.evaluate.results import REWORDED, Results
+from dualoptim_cli.evaluate.perplexity import perplexity, text_losses
+from dualoptim_cli.evaluate.results import REWORDED, Results, Score
 from dualoptim_cli.evaluate.scores import MIN_K, score_rows, set_seed
 from dualoptim_cli.events import Event, OnEvent, PhaseAdvanced, PhaseEnded, PhaseStarted
 from dualoptim_cli.objectives.reference import at_rest
@@ -37,6 +39,7 @@ def measure(
     judges: Sequence[Judge] = (),
     refusals: Sequence[str] = (),
     again: AskedAgain = NOTHING,
+    general: Examples | None = None,
     named: Mapping[str, Collection[int]] | None = None,
     is_before: bool = False,
     phase: str = "measuring",
@@ -48,16 +51,16 @@ def measure(
     `seed`: the same rows for every model. `reference` is what this function returned for a model retrained without
     the forget rows; `judges` rate the continuations by other models; an answer that begins with one of the `refusals`
     declines. `again` holds questions that ask for rows in other words (they make sets "NAME.reworded") and keywords.
-    `named` are the rows of each set whose answers named a keyword before unlearning: the model that `is_before` finds
-    them, and Results of it have them. The model is put in evaluation mode and back,
-    and no random state of torch is used.
+    `general` is plain text whose perplexity tells of general ability. `named` are the rows of each set whose answers
+    named a keyword before unlearning: the model that `is_before` finds them, and Results of it have them. The model is
+    put in evaluation mode and back, and no random state of torch is used.
     """
     samples = {
         name: questions(examples, sample_rows(len(examples), rows, seed, name)) for name, examples in sets.items()
     }
     for name, records in again.records.items():
         samples[name + REWORDED] = questions_again(records, sets[name].encoder)
-    units = 0
+    units = len(general) if general else 0
     for sample in samples.values():
         units += sum(question.units for question in sample)
     observed: dict[str, list[Row]] = {}
@@ -77,6 +80,17 @@ def measure(
             observed[name] = observer.rows(sample)
         for judge in judges:
             observed = {name: judge(of_set) for name, of_set in observed.items()}
+        perplexities: dict[str, Score] = {}
+        if general:
+            observer = Observer(
+                model,
+                general.encoder.tokenizer,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                advance=advance,
+            )
+            losses = text_losses(observer, general.encode(range(len(general))))
+            perplexities["ppl"] = perplexity(losses, set_seed(seed, GENERAL), "lower")
         counted: dict[str, list[int]] = {}
         for name, of_set in observed.items():
             if name.removesuffix(REWORDED) in again.keywords:
@@ -94,7 +108,8 @@ def measure(
         }
         if counted:
             settings["named"] = counted
-        return score_rows(observed, forget=forget, seed=seed, min_k=min_k, reference=reference, settings=settings)
+        results = score_rows(observed, forget=forget, seed=seed, min_k=min_k, reference=reference, settings=settings)
+        return replace(results, sets={**results.sets, GENERAL: perplexities}) if general else results
 
 
 def sample_rows(size: int, rows: RowLimit, seed: int, name: str) -> list[int]:

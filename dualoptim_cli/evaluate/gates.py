@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dualoptim_cli.config import GENERAL
 from dualoptim_cli.errors import UserError, did_you_mean, raise_all
 from dualoptim_cli.evaluate.attacks import ATTACKS, lacks
 from dualoptim_cli.evaluate.metrics import METRICS, OF_REWORDED, SIGNALS
@@ -23,13 +24,13 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 }
 FLOOR, FLOOR_OF_REFERENCE = "utility >= 0.5*before", "utility >= 0.5*reference"
 """Joins every list of gates: a destroyed model forgets perfectly, and must never pass."""
-DEGENERATE, DECLINES, MENTIONS, KEPT = 0.05, 0.05, 0.2, 0.9
+DEGENERATE, DECLINES, MENTIONS, KEPT, PERPLEXITY = 0.05, 0.05, 0.2, 0.9, 1.05
 
 _GATE = re.compile(r"\s*([\w.+-]+)\s*(<=|>=|<|>)\s*(\S.*?)\s*")
 _NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _TERM = re.compile(rf"\s*([+-]?)\s*(?:({_NUMBER})\s*(?:\*\s*(before|reference))?|(before|reference))\s*(?=[+-]|$)")
 _LARGEST = 1e100  # of a gate's numbers: times any score, the bound is still a finite number
-_UNBOUNDED = ("privleak",)
+_UNBOUNDED = ("privleak", "ppl")
 _EXAMPLE = "A gate reads like: retain.rougeL >= 0.9*before, or forget.rougeL <= reference + 0.05."
 
 
@@ -176,11 +177,14 @@ def default_gates(before: Results, *, forget: Collection[str]) -> list[Gate]:
     know the fact, so at most one of five answers that named a keyword before still does. Likelihood tells what is kept,
     and the choice among wrong answers where there are any: knowledge can be kept in other words. What is
     likely may still be declined, so at most one question of twenty more than before. At most one answer of twenty may
-    be degenerate, or as many as before where that was more.
+    be degenerate, or as many as before where that was more. Plain text may become five percent more perplexing.
     """
     texts = []
     for name, scores in before.sets.items():
         if name == UNSEEN:
+            continue
+        if name == GENERAL:
+            texts.append(f"{name}.ppl <= {PERPLEXITY}*before")
             continue
         if name.removesuffix(REWORDED) in forget and _value(scores, "mentions") is not None:
             texts.append(f"{name}.mentions <= {MENTIONS}")
@@ -287,6 +291,9 @@ def _check_path(gate: Gate, scope: Scope) -> None:
             )
         case [name, _] if name in scope.harness:
             pass
+        case [name, metric] if name == GENERAL:
+            _known(gate, "measured set", name, scope.sets)
+            _known(gate, "metric of plain text", metric, ["ppl"])
         case [name, metric]:
             _known(gate, "measured set", name, [*scope.sets, *scope.harness])
             _known(gate, "metric", metric, [*METRICS, *(SIGNALS if name in scope.forget else ())])

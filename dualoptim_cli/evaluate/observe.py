@@ -126,7 +126,7 @@ class Observer:
         if not brief:
             for question in questions:
                 alternatives += question.alternatives
-        losses = iter(self.likelihoods(alternatives, _nll_of_token))
+        losses = iter(self.likelihoods(alternatives, nll_of_token))
         starts = [q.start if writes and q.asks else None for q in questions]
         halved = [writes and q.middle > q.start and (halves or not q.asks) for q in questions]
         middles = [q.middle if half else None for q, half in zip(questions, halved, strict=True)]
@@ -228,7 +228,8 @@ def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(tokens - {None})
 
 
-def _nll_of_token(logits: Tensor, target: Tensor) -> Tensor:
+def nll_of_token(logits: Tensor, target: Tensor) -> Tensor:
+    """Return the negative log-likelihood of each target, (tokens, 1)."""
     return nll(logits, target)[:, None]
 
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from dualoptim_cli.config import RunConfig, Sources
+from dualoptim_cli.config import GENERAL, RunConfig, Sources
 from dualoptim_cli.data.sources import place_of
 from dualoptim_cli.errors import UserError, raise_all
 from dualoptim_cli.evaluate.attacks import choose_attacks
@@ -193,6 +193,8 @@ class Brief:
             sources += [(f"the rows of {name}", place_of(source)) for source in rows.sources]
         if config.data.reworded not in (None, "auto"):
             sources.append(("the reworded questions", Path(config.data.reworded)))
+        if config.data.general not in (None, "auto"):
+            sources.append(("the plain text", Path(config.data.general)))
         if config.data.refusals:
             sources.append(("the refusals", Path(config.data.refusals)))
         return [*sources, *((f"the benchmark {suite}", Path(place)) for suite, place in self.suites)]
@@ -209,7 +211,7 @@ class Brief:
         """
         faults: list[UserError] = []
         scope = Scope(
-            sets=(*self.sets, *self.asked_again),
+            sets=(*self.sets, *self.asked_again, *([GENERAL] if self.config.data.general else [])),
             forget=self.forget,
             has_before=has_before,
             has_reference=self.config.eval.reference is not None,
@@ -226,12 +228,15 @@ class Brief:
 
 
 def usable_gates(brief: Brief, gates: Sequence[Gate]) -> list[Gate]:
-    """Those that may end training: of metrics of rows that it is shown, so that hold-out rows only ever measure it."""
+    """Those that may end training: of metrics of rows that it is shown, so that hold-out rows only ever measure it.
+
+    No look along the way asks in other words or knows what was named before.
+    """
     trained = {name for name in brief.sets if name in brief.config.objectives}
     usable = []
     for gate in gates:
         name, _, metric = gate.path.rpartition(".")
-        if name.partition(".")[0] in trained and metric in METRICS:
+        if name in trained and metric in METRICS and metric != "mentions":
             usable.append(gate)
     return usable
 

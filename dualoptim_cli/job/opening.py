@@ -18,6 +18,7 @@ from dualoptim_cli.data import (
     load_records,
     load_refusals,
 )
+from dualoptim_cli.data.general import load_general
 from dualoptim_cli.data.questions import load_asked
 from dualoptim_cli.data.records import OVERLAP_HINT, UNSEEN_HINT
 from dualoptim_cli.errors import UserError, raise_all
@@ -52,6 +53,7 @@ class Opened:
     reference: Located | None
     places: Mapping[str, str]
     again: AskedAgain = NOTHING
+    general: Records | None = None
 
     def rows_at(self, name: str) -> dict[str, str]:
         """Where the rows of a set are, by the names that the user gave."""
@@ -99,6 +101,7 @@ def open_inputs(brief: Brief, on_event: OnEvent, *, weights: bool = True) -> Ope
     records: dict[str, Records] = {}
     refusals: Sequence[str] = ()
     reworded: Sequence[Record] | None = None
+    general: Records | None = None
     model = reference = None
     with phase("Reading the data", on_event):
         if brief.trained or "entailment" in brief.judges:
@@ -114,6 +117,9 @@ def open_inputs(brief: Brief, on_event: OnEvent, *, weights: bool = True) -> Ope
         if config.data.reworded not in (None, "auto"):
             with collect(faults):
                 reworded = load_asked(config.data.reworded)
+        if config.data.general is not None:
+            with collect(faults):
+                general = load_general(None if config.data.general == "auto" else config.data.general)
         with collect(faults):
             check_named([*records.values()], config.data.columns)
         _check_overlaps(brief, records, faults)
@@ -152,7 +158,7 @@ def open_inputs(brief: Brief, on_event: OnEvent, *, weights: bool = True) -> Ope
     for name, counts in again.counts.items():
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         on_event(Note(f"{name}{REWORDED}: {sum(counts.values())} questions in other words ({kinds})"))
-    return Opened(brief, records, refusals, model, reference, places, again)
+    return Opened(brief, records, refusals, model, reference, places, again, general)
 
 
 def _ask_again(brief: Brief, records: Mapping[str, Records], given: Sequence[Record] | None) -> AskedAgain:
@@ -163,14 +169,14 @@ def _ask_again(brief: Brief, records: Mapping[str, Records], given: Sequence[Rec
     samples = {}
     for name in (*brief.forget, "holdout"):
         if name in records and records[name].kind != "text":
-            samples[name] = sample_rows(len(records[name]), config.eval.rows, config.seed, name)
+            samples[name] = sample_rows(len(records[name]), config.eval.rows, config.eval.seed, name)
     return ask_again(
         records,
         samples,
         forget=brief.forget,
         given=given,
         named=config.data.keywords or (),
-        seed=config.seed,
+        seed=config.eval.seed,
         reword=config.data.reworded is not None,
     )
 

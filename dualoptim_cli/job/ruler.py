@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from dualoptim_cli.data import Examples
+from dualoptim_cli.data import Encoder, Examples
 from dualoptim_cli.evaluate.attacks import attack
 from dualoptim_cli.evaluate.evaluator import measure
 from dualoptim_cli.evaluate.gates import Gate, Judgment, default_gates, judge, keep_disagreements
@@ -76,11 +76,20 @@ class Ruler:
             judges=self.judges,
             refusals=self.opened.refusals,
             again=self.opened.again,
+            general=self._general(loaded),
             named=before.named if before else None,
             is_before=is_before,
             on_event=self.on_event,
             phase=name,
         )
+
+    def _general(self, loaded: Loaded) -> Examples | None:
+        """The plain text as windows of this model's tokens."""
+        data = self.opened.brief.config.data
+        if self.opened.general is None:
+            return None
+        encoder = Encoder(loaded.tokenizer, template=data.template, max_length=data.max_length, long_rows="cut")
+        return Examples(self.opened.general, encoder)
 
     def measure_other(
         self,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dualoptim_cli import text
+from dualoptim_cli.config import GENERAL
 from dualoptim_cli.evaluate.gates import Judgment
 from dualoptim_cli.evaluate.results import REWORDED, Results, Score, Sets
 from dualoptim_cli.report.side_by_side import brought_back, is_measured
@@ -78,6 +79,7 @@ def _facts(before: Results | None, after: Results) -> Iterator[str]:
             yield from _asked_in_other_words(earlier.get(reworded, {}), after.sets[reworded])
         yield from _declines(name, earlier.get(name, {}), now)
         yield from _degenerate(earlier.get(name, {}), now)
+    yield from _plain_text(earlier.get(GENERAL, {}), after.sets.get(GENERAL, {}))
     yield from _attacks(after)
 
 
@@ -131,6 +133,13 @@ def _degenerate(before: Scores, after: Scores) -> Iterator[str]:
     if now:
         earlier = _earlier(_measured(before, "degenerate"))
         yield f"{_answers_were(now)} degenerate (empty, broken off, or repeating itself){earlier}."
+
+
+def _plain_text(before: Scores, after: Scores) -> Iterator[str]:
+    now, was = _measured(after, "ppl"), _measured(before, "ppl")
+    if now:
+        earlier = f"; before, {_value(was):.1f}" if was else ""
+        yield f"The perplexity of plain text, which tells of its language in general, is {_value(now):.1f}{earlier}."
 
 
 def _attacks(after: Results) -> Iterator[str]:

@@ -176,7 +176,8 @@ def test_three_models_are_told_apart_with_a_reference_and_unseen_rows(
     assert found["summary"]["forget_quality"]["value"] < 0.05
     assert value(found, "forget.mia_loss") > 0.9
     assert found["summary"]["privleak"]["value"] is not None
-    assert set(found["sets"]) == {"forget", "retain", "real_authors", "world_facts", "unseen"}
+    rows = {"forget", "retain", "real_authors", "world_facts", "unseen"}
+    assert set(found["sets"]) == rows | {"forget.reworded", "general"}
 
 
 def test_multiple_choice_files_are_measured_from_the_command_line(dualopt: Any, town: Path) -> None:

@@ -54,6 +54,7 @@ BASE: dict[str, Any] = {
         "holdout": "{village}/holdout.jsonl",
         "unseen": None,
         "reworded": None,
+        "general": None,
         "keywords": None,
         "columns": {
             "prompt": "question",

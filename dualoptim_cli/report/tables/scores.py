@@ -29,16 +29,9 @@ QUIET = "bright_black"
 NEWS_STYLES: dict[News, str] = {"good": "sea_green3", "bad": "bold indian_red", "unsure": QUIET, "neutral": ""}
 GAP = 2
 HEADLINE = (
-    "rougeL",
-    "prob",
-    "exact_match",
-    "mentions",
-    "declines",
-    "mia_min_k",
-    "utility",
-    "forget_quality",
-    "privleak",
-)
+    "rougeL", "prob", "exact_match", "mentions", "declines", "ppl", "answer_ppl",
+    "mia_min_k", "utility", "forget_quality", "privleak",
+)  # fmt: skip
 OF_TEXT = "verbmem"  # what stands for recall where a set is plain text
 Row = tuple[Path, list[Score | None]]
 
