@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/dualopt unlearn --recipe demo --out runs/demo --force
+	$(BIN)/dualopt unlearn --recipe demo --out runs/demo --force --show-samples 3
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile

@@ -303,7 +303,7 @@ def test_hostile_names_steer_no_screen_and_lead_nowhere(
         (("recipes", "show", hostile), {0}),
         (("unlearn", "--recipe", hostile, "--print-config"), {0}),
         (("unlearn", "--recipe", hostile, "--print-config", "--json"), {0}),
-        (("unlearn", "--recipe", hostile, "--dry-run", "--show-samples"), {0}),
+        (("unlearn", "--recipe", hostile, "--dry-run", "--show-samples", "3"), {0}),
         (("unlearn", "--recipe", hostile, "--dry-run", "--json"), {0}),
         (("unlearn", "--recipe", hostile, "--out", out), {0, 3}),
         (("unlearn", "--recipe", hostile, "--out", out), {2}),

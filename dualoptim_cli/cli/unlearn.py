@@ -171,8 +171,11 @@ def unlearn(
         bool, option("--dry-run", RESULT, "Show steps, tokens, masks, memory and disk; load and train nothing.")
     ] = False,
     show_samples: Annotated[
-        bool, option("--show-samples", RESULT, "Let --dry-run show the text of three rows of each set.")
-    ] = False,
+        int | None,
+        option(
+            "--show-samples", RESULT, "Show so many questions with both answers; of a --dry-run, rows as text.", min=1
+        ),
+    ] = None,
     print_config: Annotated[
         bool, option("--print-config", RESULT, "Show every setting with its origin, and run nothing.")
     ] = False,
@@ -188,10 +191,10 @@ def unlearn(
         _show_config(resolved, json=json)
         return
     quiet_libraries()
-    if show_samples and not dry_run:
-        raise UserError("--show-samples shows rows of a dry run.", "Add --dry-run.")
+    if show_samples and (json or quiet) and not dry_run:
+        raise UserError("--show-samples shows the text of rows on a screen only.", "Leave out --json and --quiet.")
     if dry_run:
-        _rehearse(resolved, out or _default_out(resolved), show_samples=show_samples, json=json)
+        _rehearse(resolved, out or _default_out(resolved), show_samples=show_samples is not None, json=json)
         return
     from dualoptim_cli.cli.interrupts import interruptible
 
@@ -210,11 +213,14 @@ def unlearn(
             on_event=interrupts,
             should_stop=lambda: interrupts.asked,
             origins=resolved.origins,
+            samples=show_samples or 0,
         )
     if json:
         emit(outcome.to_json())
     elif not quiet:
         _show_outcome(outcome)
+        if show_samples:
+            _show_samples(outcome)
     elif not outcome.passed:
         show(outcome.verdict)
     if not outcome.passed:
@@ -317,3 +323,13 @@ def _show_outcome(outcome: Outcome) -> None:
     else:
         show(f"The model is in {outcome.weights} and loads with from_pretrained.")
     show(f"What was done and found: {outcome.out / 'record.html'}")
+
+
+def _show_samples(outcome: Outcome) -> None:
+    from dualoptim_cli.cli.ask import show_answers
+
+    if outcome.samples:
+        show("Some questions with both answers; they are on this screen and in no file.")
+        show_answers(outcome.samples)
+    else:
+        show(f"What the model said before is not known here; ask both: dualopt ask {outcome.out} QUESTION")

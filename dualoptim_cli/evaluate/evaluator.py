@@ -109,6 +109,10 @@ def measure(
         if counted:
             settings["named"] = counted
         results = score_rows(observed, forget=forget, seed=seed, min_k=min_k, reference=reference, settings=settings)
+        answers = {}
+        for name, of_set in observed.items():
+            answers[name] = [(row.question, row.continuation) for row in of_set if row.continuation is not None]
+        results = replace(results, answers=answers)
         return replace(results, sets={**results.sets, GENERAL: perplexities}) if general else results
 
 

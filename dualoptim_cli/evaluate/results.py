@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -52,8 +52,8 @@ class Results:
     """The result of one measurement: scores of each set, of the model as a whole, and under each attack.
 
     `settings` says how it was measured; two results are comparable when theirs are equal. `values` holds the single
-    rows' numbers for comparisons with another model in the same process; they derive from the rows and are never
-    written.
+    rows' numbers for comparisons with another model in the same process, `answers` the questions of each set with what
+    the model said; both derive from the rows and are never written.
     """
 
     sets: Sets
@@ -61,6 +61,7 @@ class Results:
     attacks: Mapping[str, Sets] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     values: Values = field(default_factory=dict, compare=False, repr=False)
+    answers: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict, compare=False, repr=False)
 
     def score(self, path: str) -> Score:
         """Return the score at `set.metric`, `metric` (of the whole) or `attack.name.set.metric`.

@@ -21,6 +21,7 @@ from dualoptim_cli.job.phases import phase, use_threads
 from dualoptim_cli.job.planning import Planned, plan
 from dualoptim_cli.job.recording import Recording, record_run
 from dualoptim_cli.job.ruler import Ruler
+from dualoptim_cli.job.samples import draw_samples
 from dualoptim_cli.job.training import Training
 from dualoptim_cli.job.until import build_rule
 from dualoptim_cli.model.load import Loaded, load
@@ -42,12 +43,14 @@ def unlearn(
     on_event: OnEvent = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     origins: Mapping[str, str] | None = None,
+    samples: int = 0,
 ) -> Outcome:
     """Do the whole job and leave its result in `out`.
 
     `should_stop` is asked after every step; True saves a checkpoint and raises UserError with exit code 130.
     Raises UserError for every fault of settings, data, model or folder before the model is loaded where that is
-    possible, and for training that stopped itself. `origins` says where each setting came from, for the record.
+    possible, and for training that stopped itself. `origins` says where each setting came from, for the record. The
+    outcome has as many `samples` of questions with both answers.
     """
     begun = time.perf_counter()
     brief = Brief.of(config)
@@ -124,6 +127,7 @@ def unlearn(
                 knew=knew,
                 steps=trained.steps,
                 seconds=time.perf_counter() - begun,
+                samples=draw_samples(before, after, samples, forget=brief.forget, seed=config.seed),
             )
             folder.write_metrics(outcome.metrics())
             with phase("Writing the record", on_event), disk_errors_as_user_error("The record", folder.path):

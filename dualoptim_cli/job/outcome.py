@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dualoptim_cli.evaluate.gates import Judgment
     from dualoptim_cli.evaluate.results import Results
+    from dualoptim_cli.job.ask import Answered
 
 
 @dataclass(frozen=True)
 class Outcome:
     """A finished run: scores before and after, gates, one line of verdict, and where everything lies.
 
-    `knew` tells whether the model knew the forget rows before; None where no objective takes rows away.
+    `knew` tells whether the model knew the forget rows before; None where no objective takes rows away. `samples` are
+    questions with both answers, for the screen alone: they are in no file and no JSON.
     """
 
     out: Path
@@ -27,6 +30,7 @@ class Outcome:
     steps: int
     seconds: float
     reference: Results | None = None
+    samples: Sequence[Answered] = ()
 
     @property
     def passed(self) -> bool:
