@@ -176,7 +176,7 @@ class EvalConfig(Section):
 
 
 GENERAL = "general"  # the set of plain text that tells of general ability
-USUAL: dict[str, dict[str, Any]] = {"forget": {"loss": "npo"}, "retain": {"loss": "gd", "steps": 5}}
+USUAL: dict[str, dict[str, Any]] = {"forget": {"loss": "npo-idk"}, "retain": {"loss": "gd"}}
 
 
 class RunConfig(Section):
@@ -199,7 +199,7 @@ class RunConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _usual_losses(cls, values: Any) -> Any:
-        """An objective named forget or retain has a usual loss and, for retain, a usual number of turns."""
+        """An objective named forget or retain has a usual loss."""
         if not isinstance(values, dict) or not isinstance(values.get("objectives"), dict):
             return values
         objectives = {

@@ -135,7 +135,7 @@ def test_what_does_not_go_together_is_refused_with_the_reason(
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("loss", ["dpo", "npo-idk", "idk", "altpo", "ap"])
+@pytest.mark.parametrize("loss", ["dpo", "idk", "altpo", "ap"])
 def test_losses_that_need_another_answer_refuse_plain_text(small: Path, tmp_path: Path, loss: str) -> None:
     text = tmp_path / "text.jsonl"
     text.write_text(json.dumps({"text": "It was a dark and stormy night."}) + "\n")

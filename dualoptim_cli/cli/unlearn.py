@@ -118,7 +118,7 @@ def unlearn(
         bool, option("--allow-no-retain", WHAT, "Train without anything that keeps the rest.")
     ] = False,
     request_id: Annotated[str | None, option("--request-id", WHAT, "Names the deletion request in the record.")] = None,
-    forget_loss: Annotated[str | None, option("--forget-loss", HOW, "ga, npo (default), simnpo, idk …")] = None,
+    forget_loss: Annotated[str | None, option("--forget-loss", HOW, "npo-idk (default), npo, simnpo, idk …")] = None,
     retain_loss: Annotated[str | None, option("--retain-loss", HOW, "gd (default), kl, ap, none …")] = None,
     optimizer: Annotated[str | None, option("--optimizer", HOW, "dualoptim+ (default), dualoptim, adamw …")] = None,
     lr: Annotated[str | None, option("--lr", HOW, "Learning rate; auto goes by the model's width.")] = None,

@@ -32,6 +32,7 @@ class Objective:
     `target`: the token that `target` holds at each position: the row's next one, or the next one of a refusal that is
     repeated to the row's length.
     `refusals`: the objective's own ways to decline, where the user gives none and the general list would not do.
+    `takes_texts`: of a loss with a refusal, whether it also takes plain text, which asks nothing to be declined.
     `scale`: of a retain loss, what its value is counted in, so that a collapse can be told from it: `nats` per token,
     the `margin` between a refusal and the answer, a Jensen–Shannon `divergence`; None where it has no fixed scale.
     `beside`: of a retain loss, the forget loss without which it retains nothing, at the same `layer`.
@@ -44,6 +45,7 @@ class Objective:
     unit: Literal["tokens", "rows"] = "tokens"
     target: Literal["answer", "refusal"] = "answer"
     refusals: tuple[str, ...] = ()
+    takes_texts: bool = False
     scale: Scale | None = None
     beside: str = ""
 
@@ -87,8 +89,9 @@ FORGET: dict[str, Objective] = {
     "npo-idk": Objective(
         forget.npo_idk,
         needs=frozenset({"answer", "answer_reference", "refusal"}),
-        defaults={"beta": 0.1, "refusal_weight": 0.3},
+        defaults={"beta": 0.03, "refusal_weight": 0.3},
         unit="rows",
+        takes_texts=True,
     ),
     "idk": Objective(forget.idk, needs=frozenset({"refusal"})),
     "me": Objective(forget.me, needs=frozenset({"logits"}), defaults={"weight": 0.1}),
@@ -211,8 +214,8 @@ def check_objectives(objectives: Mapping[str, ObjectiveConfig]) -> dict[str, Obj
 
 def check_rows(name: str, loss: str, kind: str) -> None:
     """Refuse an objective that answers questions otherwise where the rows (of this `kind`) ask none."""
-    needs = find_objective(name, loss).needs
-    if kind == "text" and needs & {"refusal", "alternative"}:
+    objective = find_objective(name, loss)
+    if kind == "text" and objective.needs & {"refusal", "alternative"} and not objective.takes_texts:
         raise UserError(
             f'objectives.{name}.loss: "{loss}" puts another answer in the place of a row\'s own, '
             f"and objectives.{name}.data is plain text without questions.",

@@ -259,7 +259,12 @@ class Task:
             encoded = self._examples.encode(rows)
         else:
             encoded = self._examples.encode(rows, [self._text(answer) for answer in answers])
-        return [self.counted(row) for row in encoded]
+        counted = [self.counted(row) for row in encoded]
+        if self._objective.takes_texts and {answer.kind for answer in answers} == {"refusal"}:
+            for place, number in enumerate(rows):
+                if not self._examples.record(number).prompt:  # a text asks nothing: there is nothing to decline
+                    counted[place] = replace(counted[place], runs=())
+        return counted
 
     def _text(self, answer: Answer) -> str:
         if self._alternatives and answer.kind == "alternative":

@@ -25,7 +25,18 @@ from dualoptim_cli.objectives.heads import assume_halves
 from dualoptim_cli.objectives.reference import Frozen
 
 from . import twin
-from .fakes import REFUSALS, ROWS, SEED, letter_examples, moved, refusal, tiny_gpt2, tiny_llama
+from .fakes import (
+    REFUSALS,
+    ROWS,
+    SEED,
+    letter_examples,
+    letters_tokenizer,
+    make_records,
+    moved,
+    refusal,
+    tiny_gpt2,
+    tiny_llama,
+)
 
 BOTH = {**FORGET, **RETAIN}
 TRAINED = [name for name in BOTH if name != "none"]
@@ -266,6 +277,18 @@ def test_what_was_noted_survives_a_file_and_is_not_computed_again(loss: str, mon
     monkeypatch.undo()
     assert again.loss(model, BATCH).item() == first.loss(model, BATCH).item()
     assert again.dump() == first.dump()
+
+
+def test_a_plain_text_asks_nothing_so_that_there_is_nothing_to_decline() -> None:
+    records = make_records("rows", [{"text": "it rained all day"}, {"text": "by boat"}])
+    examples = Examples(records, Encoder(letters_tokenizer(), max_length=96))
+    declining, silent = (task("npo-idk", examples=examples, refusal_weight=weight) for weight in (0.3, 0.0))
+    model = tiny_llama().double()
+    for found in (declining, silent):
+        found.prepare(model, [0, 1])
+    later = moved(model)
+    assert declining.loss(later, [0, 1]).item() == pytest.approx(silent.loss(later, [0, 1]).item())
+    assert declining.loss(later, [0, 1]).item() > 0
 
 
 @pytest.mark.parametrize("loss", BOTH)

@@ -99,7 +99,7 @@ def test_rmus_retain_term_is_refused_without_rmu_or_at_another_layer() -> None:
     check_objectives({"forget": asked("rmu", layer=3), "retain": asked("rmu-retain", layer=3)})
 
 
-@pytest.mark.parametrize("loss", ["idk", "dpo", "npo-idk", "altpo"])
+@pytest.mark.parametrize("loss", ["idk", "dpo", "altpo"])
 def test_answers_cannot_be_replaced_in_plain_text(loss: str) -> None:
     with pytest.raises(UserError, match="plain text without questions"):
         check_rows("forget", loss, "text")
