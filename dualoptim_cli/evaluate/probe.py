@@ -48,17 +48,19 @@ class Probe:
                 advance=lambda _: None,
             )
 
-    def measure(self, *, writes: bool, brief: bool = False) -> Scores:
+    def measure(self, *, writes: bool, brief: bool = False, only: Collection[str] | None = None) -> Scores:
         """The scores of the model as it is now; those of continuations only where it `writes`.
 
         In brief: of each row's own answer, and of answers to its question; no other answers, no second halves.
+        `only` names the sets to measure, by default all.
 
         The model is put in evaluation mode and back, and no random state of torch is used, so that a run with
         probes trains as one without.
         """
         scores: Scores = {}
         with at_rest(self._model):
-            for name, sample in self._samples.items():
+            for name in self._samples if only is None else only:
+                sample = self._samples[name]
                 rows = self._observers[name].rows(sample, writes=writes, brief=brief, halves=not brief)
                 scores[name] = {}
                 for metric_name, metric in METRICS.items():

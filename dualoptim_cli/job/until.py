@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol
 
 from dualoptim_cli.evaluate.gates import Gate, Judgment, judge
 from dualoptim_cli.evaluate.probe import Probe, Scores
@@ -27,62 +27,82 @@ def build_rule(planned: Planned, ruler: Ruler, model: Any, before: Results) -> G
     if not gates:
         return None
     config = brief.config
-    names = {gate.path.partition(".")[0] for gate in gates}
+    names = {_set_of(gate) for gate in gates}
     probe = Probe(
         model,
         {name: examples for name, examples in planned.examples.items() if name in names},
         forget=brief.forget,
         rows=plan.look_rows,
-        seed=config.seed,
+        seed=config.eval.seed,
         max_new_tokens=config.eval.max_new_tokens,
         batch_size=config.eval.batch_size,
     )
-    return GateRule(gates, before, lambda writes: probe.measure(writes=writes, brief=True), every=plan.look_every)
+    forget = [name for name in brief.forget if name in names]
+    return GateRule(gates, before, probe.measure, forget=forget, every=plan.look_every)
+
+
+class Measure(Protocol):
+    """What `Probe.measure` is: the scores of the model as it is now."""
+
+    def __call__(self, *, writes: bool, brief: bool, only: Collection[str] | None = None) -> Scores: ...
 
 
 class GateRule:
-    """Looks every `every` steps at a sample: with likelihoods alone, and with answers once those let the gates hold.
+    """Looks every `every` steps at a sample: at the likelihood of what is to go, and at more once that is low.
 
-    `measure(writes)` gives the scores of the sample as the model is now; `before` those of the run's model as it came.
+    `before` is what the run's model scored as it came; `forget` names the sets to forget among those of the gates.
     """
 
     def __init__(
-        self, gates: Sequence[Gate], before: Results, measure: Callable[[bool], Scores], *, every: int
+        self, gates: Sequence[Gate], before: Results, measure: Measure, *, forget: Collection[str], every: int
     ) -> None:
         self.every = every
         self._gates = gates
         self._before = before
         self._measure = measure
+        self._forget = forget
 
     def look(self, *, final: bool) -> Look:
         """How far the gates hold; without a margin where likelihoods alone show that they do not, unless `final`."""
-        cheap = self._measure(False)
-        failed = [each for each in self._judge(cheap) if each.bound is not None and not each.passed]
-        likely = self._still_likely(cheap)
-        if (failed or likely) and not final:
-            return Look(None, f"not yet: {_words(failed[0]) if failed else likely}.")
-        judgments = self._judge(self._measure(True))
-        measured = [each for each in judgments if each.value is not None and each.bound is not None]
-        margin = min(_margin(each) for each in measured)
-        failed = [each for each in measured if not each.passed]
+        if not final:
+            words = self._still_there()
+            words = words or self._failing(self._measure(writes=False, brief=True))
+            if words:
+                return Look(None, f"not yet: {words}.")
+        judgments = self._judge(self._measure(writes=True, brief=True))
+        margin = min(_margin(each) for each in judgments)
+        failed = [each for each in judgments if not each.passed]
         if not failed:
-            return Look(margin, f"all {len(measured)} gates that end training hold.")
+            return Look(margin, f"all {len(judgments)} gates that end training hold.")
         return Look(margin, f"not yet: {_words(failed[0])}.")
 
-    def _judge(self, scores: Scores) -> list[Judgment]:
-        sets = {name: {metric: Score(value) for metric, value in each.items()} for name, each in scores.items()}
-        judgments = judge(self._gates, Results(sets), before=self._before)
-        return judgments[: len(self._gates)]  # the floor of utility is not measured along the way
+    def _still_there(self) -> str:
+        """In words, that answers to forget are still given, by their likelihood alone; empty where that is low."""
+        if not self._forget:
+            return ""
+        scores = self._measure(writes=False, brief=True, only=self._forget)
+        for name in self._forget:
+            share = scores[name]["prob"] / max(self._before.score(f"{name}.prob").value or 0.0, 1e-9)
+            lower = [gate for gate in self._gates if _set_of(gate) == name and gate.operator in ("<=", "<")]
+            if lower and share > STILL_LIKELY:
+                return f"the answers of {name} are {share:.0%} as likely as before"
+        return self._failing(scores)
 
-    def _still_likely(self, scores: Scores) -> str:
-        """Of a gate on answers to forget that a look without answers cannot judge: the sign that they are given."""
-        for gate in self._gates:
-            name = gate.path.partition(".")[0]
-            if gate.operator in ("<=", "<") and gate.path.rpartition(".")[2] not in scores.get(name, {}):
-                share = scores[name]["prob"] / max(self._before.score(f"{name}.prob").value or 0.0, 1e-9)
-                if share > STILL_LIKELY:
-                    return f"the answers of {name} are {share:.0%} as likely as before"
-        return ""
+    def _failing(self, scores: Scores) -> str:
+        """In words, the first gate that fails on what was measured; empty where none does."""
+        failed = [each for each in self._judge(scores) if not each.passed]
+        return _words(failed[0]) if failed else ""
+
+    def _judge(self, scores: Scores) -> list[Judgment]:
+        """The gates on what was measured, each with its verdict."""
+        sets = {name: {metric: Score(value) for metric, value in each.items()} for name, each in scores.items()}
+        measured = [gate for gate in self._gates if gate.path.rpartition(".")[2] in sets.get(_set_of(gate), {})]
+        judgments = judge(measured, Results(sets), before=self._before)
+        return judgments[: len(measured)]  # the floor of utility is not measured along the way
+
+
+def _set_of(gate: Gate) -> str:
+    return gate.path.rpartition(".")[0]
 
 
 def _margin(judgment: Judgment) -> float:

@@ -23,7 +23,7 @@ PROBE_SHARE = 0.1
 PASSES_A_STEP = 3
 
 # Of each set: what a look reads that decides whether training ends.
-MOST_RULE_ROWS = 24
+MOST_RULE_ROWS = 16
 
 ROWS_AT_ONCE = 8192  # rows of a micro-batch × width of the model
 
@@ -89,14 +89,14 @@ def auto_probe_rows(steps: int, batch_size: int, *, every: int, sets: int) -> Ch
 def auto_look(schedule: ScheduleConfig, turns: Mapping[str, int], answers: int) -> Choice:
     """How many steps lie between two looks of the rule that ends training, so that they take a tenth of its passes.
 
-    A look reads the likelihoods of `answers` answers. At the few looks whose likelihoods let the gates hold, the model
-    writes answers, too, which is not counted. Looks come at the ends of cycles.
+    A look reads the likelihoods of `answers` answers to forget. At the few looks that find them gone, it also reads
+    what is to stay and has the model write answers, which is not counted. Looks come at the ends of cycles.
     """
     joint = schedule.mode == "joint"
     cycle = 1 if joint else sum(turns.values())
     passes = PASSES_A_STEP * schedule.batch_size * (len(turns) if joint else 1)
     every = math.ceil(answers / (PROBE_SHARE * passes) / cycle) * cycle
-    why = f"steps between looks at {answers} answers, about {PROBE_SHARE:.0%} of the passes of training"
+    why = f"steps between looks at {answers} answers to forget, about {PROBE_SHARE:.0%} of the passes of training"
     return Choice("schedule.until", every, why)
 
 

@@ -86,7 +86,7 @@ def plan_run(
         probe_rows = int(settle(probes.probe_rows, auto))
     look_every = 0
     if schedule.ends_by_rule:
-        look = auto_look(schedule, turns, sum(min(size, MOST_RULE_ROWS) for size in sizes.values()))
+        look = auto_look(schedule, turns, min(sizes[next(iter(turns))], MOST_RULE_ROWS))
         choices.append(look)
         look_every = int(look.value)
     micro_batch = min(micro, schedule.batch_size)

@@ -14,6 +14,9 @@ ENOUGH = 2
 # Of the steps done so far: how many more follow, at a falling rate, once the rule has held often enough.
 STRETCH = 0.25
 
+# Times as soon comes the look behind one at which the rule held: what is gone must not be trained on for long.
+SOONER = 4
+
 
 @dataclass(frozen=True)
 class Look:
@@ -47,9 +50,14 @@ def start(standing: Standing, steps: int, *, decays: bool) -> Standing:
     return replace(standing, decay_from=decay_from, last=steps)
 
 
-def due(standing: Standing, rule: Rule) -> bool:
+def due(standing: Standing, rule: Rule, cycle: int) -> bool:
     """Whether the rule is to look after this step: at times, until the rate begins to fall, and at the end."""
-    return standing.step == standing.last or (standing.step <= standing.decay_from and standing.step % rule.every == 0)
+    if standing.step == standing.last:
+        return True
+    every = rule.every
+    if standing.hits:
+        every = max(1, every // (SOONER * cycle)) * cycle
+    return standing.step <= standing.decay_from and standing.step % every == 0
 
 
 def advance(standing: Standing, look: Look, *, cycle: int, decays: bool) -> Standing:

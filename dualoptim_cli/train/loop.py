@@ -221,13 +221,13 @@ class _Loop:
 
     def look(self) -> None:
         """Let the rule look, where that is due, and set the end once it has held."""
-        if self._rule is None or not ending.due(self.standing, self._rule):
+        cycle = 1 if len(self._schedule.at(0).turns) > 1 else sum(self._schedule.turns.values())
+        if self._rule is None or not ending.due(self.standing, self._rule, cycle):
             return
         final = self.standing.step == self.last
         with own_precision(self._model):
             look = self._rule.look(final=final)
         self._on_event(Note(f"Step {self.standing.step}: {look.words}"))
-        cycle = 1 if len(self._schedule.at(0).turns) > 1 else sum(self._schedule.turns.values())
         before = self.last
         self.standing = ending.advance(self.standing, look, cycle=cycle, decays=self._decays)
         if self.last != before:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -98,18 +99,18 @@ def test_one_that_never_holds_keeps_its_best_state(
             notes.append(event.text)
 
     outcome = unlearn(config(place, HOLDS, steps=30), whole, on_event=listen)
-    assert outcome.steps == 21
-    assert "The gates held best after step 21 of 30: that is the model which is kept." in notes
+    assert outcome.steps == 9
+    assert "The gates held best after step 9 of 30: that is the model which is kept." in notes
     assert len(curve(whole)) == 30
 
     events = stopped / "events.jsonl"
-    with pytest.raises(UserError, match="Interrupted after step 21"):
+    with pytest.raises(UserError, match="Interrupted after step 9"):
         unlearn(
             config(place, HOLDS, steps=30),
             stopped,
-            should_stop=lambda: events.read_text(encoding="utf-8").count("\n") == 21,
+            should_stop=lambda: events.read_text(encoding="utf-8").count("\n") == 9,
         )
-    best = load_file(stopped / "checkpoints" / "step-00000021" / "model.safetensors")
+    best = load_file(stopped / "checkpoints" / "step-00000009" / "model.safetensors")
     kept = load_file(whole / "model" / "model.safetensors")
     assert all(torch.equal(kept[name], best[name]) for name in kept)
     unlearn(config(place, HOLDS, steps=30), stopped, resume=True)
@@ -136,47 +137,60 @@ def test_a_number_of_steps_that_the_user_chose_is_kept_to(place: Path, until: st
 
 
 class Scripted:
-    """Scores as they would be measured, and whether answers were asked for."""
+    """Scores as they would be measured, and what was asked of the model."""
 
-    def __init__(self, *scores: dict[str, dict[str, float]]) -> None:
-        self.scores = list(scores)
-        self.wrote: list[bool] = []
+    def __init__(self, likelihoods: dict[str, dict[str, float]], answers: dict[str, dict[str, float]]) -> None:
+        self.likelihoods, self.answers = likelihoods, answers
+        self.calls: list[str] = []
 
-    def __call__(self, writes: bool) -> dict[str, dict[str, float]]:
-        self.wrote.append(writes)
-        return self.scores[-1 if writes else 0]
+    def __call__(
+        self, *, writes: bool, brief: bool, only: Collection[str] | None = None
+    ) -> dict[str, dict[str, float]]:
+        assert brief
+        self.calls.append("answers" if writes else " ".join(only or self.likelihoods))
+        names = only or self.likelihoods
+        return {name: self.likelihoods[name] | (self.answers[name] if writes else {}) for name in names}
 
 
-BEFORE = Results({"forget": {"rougeL": Score(1.0), "prob": Score(0.8)}, "retain": {"prob": Score(0.5)}})
-GATES = [parse_gate("forget.rougeL <= 0.25*before"), parse_gate("retain.prob >= 0.9*before")]
+BEFORE = Results(
+    {
+        "forget": {"rougeL": Score(1.0), "prob": Score(0.8)},
+        "retain": {"prob": Score(0.5), "declines": Score(0.0)},
+    }
+)
+GATES = [
+    parse_gate(text)
+    for text in ("forget.rougeL <= 0.25*before", "retain.prob >= 0.9*before", "retain.declines <= before + 0.05")
+]
+
+
+def looking(forget: float, retain: float, rouge: float = 0.05, *, final: bool = False) -> tuple[Look, list[str]]:
+    scores = Scripted(
+        {"forget": {"prob": forget}, "retain": {"prob": retain}},
+        {"forget": {"rougeL": rouge}, "retain": {"declines": 0.04}},
+    )
+    return GateRule(GATES, BEFORE, scores, forget=["forget"], every=1).look(final=final), scores.calls
+
+
+def test_while_answers_are_likely_nothing_else_is_looked_at() -> None:
+    look, calls = looking(forget=0.5, retain=0.9)
+    assert (look.margin, calls) == (None, ["forget"])
+    assert look.words == "not yet: the answers of forget are 62% as likely as before."
 
 
 def test_answers_are_written_only_where_likelihoods_let_the_gates_hold() -> None:
-    likely = Scripted({"forget": {"prob": 0.5}, "retain": {"prob": 0.5}})
-    look = GateRule(GATES, BEFORE, likely, every=1).look(final=False)
-    assert (look.margin, likely.wrote) == (None, [False])
-    assert look.words == "not yet: the answers of forget are 62% as likely as before."
-
-    lost = Scripted({"forget": {"prob": 0.1}, "retain": {"prob": 0.4}})
-    look = GateRule(GATES, BEFORE, lost, every=1).look(final=False)
-    assert (look.margin, lost.wrote) == (None, [False])
+    look, calls = looking(forget=0.1, retain=0.4)
+    assert (look.margin, calls) == (None, ["forget", "forget retain"])
     assert look.words == "not yet: retain.prob >= 0.9*before is 0.400 against 0.450."
 
-    gone = Scripted(
-        {"forget": {"prob": 0.1}, "retain": {"prob": 0.54}},
-        {"forget": {"prob": 0.1, "rougeL": 0.05}, "retain": {"prob": 0.54}},
-    )
-    look = GateRule(GATES, BEFORE, gone, every=1).look(final=False)
-    assert gone.wrote == [False, True]
-    assert look.margin == pytest.approx(0.2)  # of 0.54 above 0.45; the other gate's is 0.8
+    look, calls = looking(forget=0.1, retain=0.54)
+    assert calls == ["forget", "forget retain", "answers"]
+    assert look.margin == pytest.approx(0.2)  # of 0.54 above 0.45, and of 0.04 below 0.05; the other gate's is 0.8
     assert look.holds
 
 
 def test_the_last_look_measures_all() -> None:
-    likely = Scripted(
-        {"forget": {"prob": 0.5}, "retain": {"prob": 0.4}},
-        {"forget": {"prob": 0.5, "rougeL": 0.5}, "retain": {"prob": 0.4}},
-    )
-    look = GateRule(GATES, BEFORE, likely, every=1).look(final=True)
+    look, calls = looking(forget=0.5, retain=0.5, rouge=0.5, final=True)
+    assert calls == ["answers"]
     assert look.margin == pytest.approx(-1.0)  # 0.5 where 0.25 was wanted
     assert not look.holds

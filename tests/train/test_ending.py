@@ -31,7 +31,7 @@ def stand(rule: Says, steps: int, *, cycle: int = 2, decays: bool = True) -> lis
     standing, history = start(Standing(), steps, decays=decays), []
     while standing.step < standing.last:
         standing = Standing(**{**standing.to_json(), "step": standing.step + 1})
-        if due(standing, rule):
+        if due(standing, rule, cycle):
             standing = advance(standing, rule.look(final=standing.step == standing.last), cycle=cycle, decays=decays)
         history.append(standing)
     return history
@@ -40,14 +40,15 @@ def stand(rule: Says, steps: int, *, cycle: int = 2, decays: bool = True) -> lis
 def test_two_looks_in_a_row_set_the_end_a_quarter_further_at_the_end_of_a_cycle():
     rule = Says([NO, YES, UNMEASURED, YES, YES, YES])
     history = stand(rule, 100)
-    assert [standing.hits for standing in history if standing.step % 4 == 0][:5] == [0, 1, 0, 1, 2]
-    assert (history[-1].step, history[-1].last, history[-1].decay_from) == (26, 26, 20)  # 20 + 5, and up to a cycle
+    hits = {standing.step: standing.hits for standing in history}
+    assert [hits[step] for step in (4, 8, 10, 12, 14)] == [0, 1, 0, 1, 2]  # the look behind a hit comes sooner
+    assert (history[-1].step, history[-1].last, history[-1].decay_from) == (18, 18, 14)  # 14 + 3.5, and up to a cycle
     assert rule.finals == [False] * 5 + [True]
     assert not rule.looks
 
 
 def test_without_a_decay_it_ends_at_once():
-    assert stand(Says([YES, YES]), 100, decays=False)[-1].step == 8
+    assert stand(Says([YES, YES]), 100, decays=False)[-1].step == 6
 
 
 def test_a_rule_that_never_holds_lasts_all_steps_and_decays_over_the_last_fifth():
@@ -56,7 +57,7 @@ def test_a_rule_that_never_holds_lasts_all_steps_and_decays_over_the_last_fifth(
 
 
 def test_the_end_never_lies_beyond_the_steps_that_were_planned():
-    assert stand(Says([NO] * 8 + [YES] * 3), 50)[-1].step == 50
+    assert stand(Says([YES] * 3, every=8), 22, cycle=8)[-1].step == 22  # and not 16 + 8
 
 
 def test_the_best_state_is_the_one_with_the_widest_margin_and_unmeasured_ones_do_not_count():
