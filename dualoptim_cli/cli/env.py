@@ -22,7 +22,7 @@ def env(json: Json = False, debug: Debug = False) -> None:  # noqa: ARG001
     from dualoptim_cli.record.surroundings import hardware, versions
 
     quiet_libraries()
-    found = {
+    machine = {
         "versions": versions(),
         "hardware": hardware(str(pick_device("auto"))),
         "torch": {"built for CUDA": torch.version.cuda or "no", "CUDA devices": torch.cuda.device_count()},
@@ -30,9 +30,9 @@ def env(json: Json = False, debug: Debug = False) -> None:  # noqa: ARG001
         "hub cache": _home(os.environ.get("HF_HOME", "~/.cache/huggingface")),
     }
     if json:
-        emit(found)
+        emit(machine)
         return
-    for name, facts in found.items():
+    for name, facts in machine.items():
         for key, value in (facts if isinstance(facts, dict) else {"": facts}).items():
             emit(f"{f'{name} {key}'.strip():<28} {value}")
 

@@ -143,7 +143,7 @@ def evaluate(
     with _progress(config.model.name, quiet=quiet or json) as on_event:
         from dualoptim_cli.job.evaluate import evaluate as run
 
-        found = run(
+        evaluation = run(
             config,
             suites=suites,
             against=against,
@@ -153,14 +153,14 @@ def evaluate(
             on_event=on_event,
         )
     if out is not None:
-        _write(out, found)
+        _write(out, evaluation)
     if json:
-        emit(found.to_json())
+        emit(evaluation.to_json())
     elif not quiet:
-        _show(found, against, out)
-    elif not found.passed:
-        show(found.verdict)
-    if not found.passed:
+        _show(evaluation, against, out)
+    elif not evaluation.passed:
+        show(evaluation.verdict)
+    if not evaluation.passed:
         raise typer.Exit(ExitCode.GATE)
 
 

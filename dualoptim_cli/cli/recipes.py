@@ -26,12 +26,12 @@ def list_recipes(json: Json = False) -> None:
     """List the shipped recipes: each one's name, and what it does."""
     from dualoptim_cli.recipes import describe, shipped_recipes
 
-    found = {name: describe(path) for name, path in shipped_recipes().items()}
+    descriptions = {name: describe(path) for name, path in shipped_recipes().items()}
     if json:
-        emit([{"name": name, "description": text} for name, text in found.items()])
+        emit([{"name": name, "description": text} for name, text in descriptions.items()])
         return
-    width = max(map(len, found))
-    for name, text in found.items():
+    width = max(map(len, descriptions))
+    for name, text in descriptions.items():
         emit(f"{name:<{width}}  {text}")
 
 

@@ -231,13 +231,13 @@ def _rehearse(resolved: Resolved, out: Path, *, show_samples: bool, json: bool) 
     from dualoptim_cli.job.rehearse import rehearse
     from dualoptim_cli.report.tables.plan import screen as draw
 
-    found = rehearse(resolved.config, out=out, show_samples=show_samples)
+    rehearsal = rehearse(resolved.config, out=out, show_samples=show_samples)
     if json:
-        emit(found.to_json())
+        emit(rehearsal.to_json())
     else:
-        show(draw(found))
-    if found.refusal:
-        raise typer.Exit(found.refusal.code)
+        show(draw(rehearsal))
+    if rehearsal.refusal:
+        raise typer.Exit(rehearsal.refusal.code)
 
 
 def _switches(eight_bit: bool, lora: bool, load_in_4bit: bool, load_in_8bit: bool) -> tuple[tuple[bool, Override], ...]:

@@ -38,12 +38,12 @@ def verify(
         if key is not None:
             raise
         why_none = fault.message.rstrip(".")
-    found = check(run, secret, why_none)
+    verification = check(run, secret, why_none)
     if json:
-        emit(found.to_json())
+        emit(verification.to_json())
     else:
-        _tell(found)
-    if not found.holds:
+        _tell(verification)
+    if not verification.holds:
         raise typer.Exit(ExitCode.INTEGRITY)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
+from itertools import chain, islice
 
 # Each bound lies between what models and what people write (tests/evaluate/test_fluency.py holds both). The longest
 # loops that people wrote there: 10 words in a row ("a rose is a rose is a rose is a rose"), 9 letters within a word
@@ -48,7 +49,7 @@ def degeneration(answer: str, *, beside: Sequence[str] = ()) -> str:
         return "endless"
     if any(_loops_within(word) for word in words):
         return "loop"
-    units = [unit for word in words for unit in _units(word)][:READ]
+    units = list(islice(chain.from_iterable(map(_units, words)), READ))
     if _is_drawn(units):
         return ""
     return "loop" if _loops(units) or _starts_anew(units) or _repeats(units) else ""
@@ -60,7 +61,7 @@ def _is_broken(letter: str) -> bool:
 
 def _foreign_share(answer: str, beside: Sequence[str]) -> float:
     """Return the share of an answer's letters in scripts that the texts beside it do not have; 0 if they have none."""
-    expected = {script for text in beside for script in _scripts(text)}
+    expected = set(chain.from_iterable(map(_scripts, beside)))
     scripts = list(_scripts(answer))
     if not expected or not scripts:
         return 0.0

@@ -125,10 +125,10 @@ class Judgment:
 
 def parse_gate(text: str) -> Gate:
     """Read one gate; raises a UserError that shows how gates are written."""
-    found = _GATE.fullmatch(text)
-    if not found:
+    gate = _GATE.fullmatch(text)
+    if not gate:
         raise UserError(f'Gate "{text}" is not a comparison of a score.', _EXAMPLE)
-    path, sign, bound = found.groups()
+    path, sign, bound = gate.groups()
     weights = {"constant": 0.0, "before": 0.0, "reference": 0.0}
     at = 0
     while at < len(bound):
@@ -159,7 +159,7 @@ def check_measurable(gates: Sequence[Gate], before: Results) -> None:
     """Refuse gates that no training can make pass, as their score is n/a on these rows; raises all faults together."""
     faults = []
     for gate in gates:
-        score = _found(before, unattacked(gate.path))
+        score = _score_at(before, unattacked(gate.path))
         if score.value is None and score.reason:
             faults.append(
                 UserError(
@@ -243,28 +243,28 @@ def judge(
 
 
 def _judge(gate: Gate, after: Results, others: Mapping[str, Results | None]) -> Judgment:
-    score = _found(after, gate.path)
+    score = _score_at(after, gate.path)
     if score.value is None:
         return Judgment(gate.text, False, reason=f"{gate.path} is n/a: {score.reason}")
-    known = (score.value, score.low, score.high)
+    figure = (score.value, score.low, score.high)
     bound = gate.constant
     for name, weight in (("before", gate.before), ("reference", gate.reference)):
         if not weight:
             continue
-        other = _found(others[name], unattacked(gate.path))
+        other = _score_at(others[name], unattacked(gate.path))
         if other.value is None:
-            return Judgment(gate.text, False, *known, reason=f"{name} is n/a: {other.reason}")
+            return Judgment(gate.text, False, *figure, reason=f"{name} is n/a: {other.reason}")
         bound += weight * other.value
     if not math.isfinite(bound):  # a score of another program's results file can be of any size
-        return Judgment(gate.text, False, *known, reason="its bound is not a finite number")
+        return Judgment(gate.text, False, *figure, reason="its bound is not a finite number")
     holds = OPERATORS[gate.operator]
     passed = holds(score.value, bound)
     ends = [end for end in (score.low, score.high) if end is not None]
     sure = bool(ends) and all(holds(end, bound) == passed for end in ends)
-    return Judgment(gate.text, passed, *known, bound, sure)
+    return Judgment(gate.text, passed, *figure, bound, sure)
 
 
-def _found(results: Results | None, path: str) -> Score:
+def _score_at(results: Results | None, path: str) -> Score:
     try:
         return results.score(path) if results else Score(None, reason="it was not measured")
     except KeyError:

@@ -41,7 +41,7 @@ def run_harness(
     unknown = [task for task in tasks if not manager.match_tasks([task])]
     if unknown:
         raise UserError(f"lm-evaluation-harness knows no {', '.join(unknown)}.", "See: lm-eval ls tasks")
-    found = lm_eval.simple_evaluate(
+    results = lm_eval.simple_evaluate(
         model=import_module("lm_eval.models.huggingface").HFLM(
             pretrained=model, tokenizer=tokenizer, batch_size=batch_size
         ),
@@ -54,11 +54,11 @@ def run_harness(
         torch_random_seed=seed,
         fewshot_random_seed=seed,
     )
-    counts = found.get("n-samples", {})
-    directions = found.get("higher_is_better", {})
+    counts = results.get("n-samples", {})
+    directions = results.get("higher_is_better", {})
     return {
         task: _scores(figures, directions.get(task, {}), int(counts.get(task, {}).get("effective", 0)))
-        for task, figures in found["results"].items()
+        for task, figures in results["results"].items()
     }
 
 

@@ -68,11 +68,11 @@ def keywords_of(record: Record, lexicon: Lexicon) -> tuple[str, ...]:
     The facts are the names and the numbers of two digits or more that its question does not say, the rarest first,
     at most three. Common words are none: an answer can say them and be wrong. Many rows have no keyword.
     """
-    asked = {_fold(word) for word, _ in _words(record.prompt)}
-    said = dict.fromkeys(_fold(word) for word, _ in _words(record.answer))
-    fresh = sorted((word for word in said if word not in asked), key=lambda word: lexicon.rows[word])
+    question = {_fold(word) for word, _ in _words(record.prompt)}
+    answer = dict.fromkeys(_fold(word) for word, _ in _words(record.answer))
+    fresh = sorted((word for word in answer if word not in question), key=lambda word: lexicon.rows[word])
     facts = [word for word in fresh if word in lexicon.names or (word.isdecimal() and len(word) > 1)][:MOST]
-    subjects = [word for word in dict.fromkeys([*said, *asked]) if word in lexicon.subjects]
+    subjects = [word for word in dict.fromkeys([*answer, *question]) if word in lexicon.subjects]
     return tuple(dict.fromkeys([*subjects, *facts]))
 
 
@@ -97,8 +97,8 @@ def says(text: str, keyword: str) -> bool:
 
 def _words(text: str) -> Iterator[tuple[str, bool]]:
     """Give each word of a text, and whether it opens a sentence: there every word has a capital."""
-    for found in _WORD.finditer(text):
-        yield _POSSESSIVE.sub("", found[0]), bool(_OPENS_SENTENCE.search(text[: found.start()]))
+    for match in _WORD.finditer(text):
+        yield _POSSESSIVE.sub("", match[0]), bool(_OPENS_SENTENCE.search(text[: match.start()]))
 
 
 def _is_cased(word: str) -> bool:

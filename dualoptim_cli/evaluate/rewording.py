@@ -46,24 +46,24 @@ def paraphrases(question: str, names: Collection[str]) -> list[str]:
 
 
 def _paraphrases(question: str, names: Collection[str]) -> Iterator[str]:
-    if found := _BIOGRAPHY.fullmatch(question):
-        yield f"Give me a short biography of {found[1]}."
-        yield f"What do you know about {found[1]}?"
-    if found := _TELL.fullmatch(question):
-        yield f"What do you know about {found[1]}?"
-    if found := _SUBJECT_FIRST.fullmatch(question):
-        yield f"Name the {found[1] or 'person'} who {found[2]}."
-    if found := _INVERTED.fullmatch(question):
-        asked, helper, rest = found.groups()
+    if match := _BIOGRAPHY.fullmatch(question):
+        yield f"Give me a short biography of {match[1]}."
+        yield f"What do you know about {match[1]}?"
+    if match := _TELL.fullmatch(question):
+        yield f"What do you know about {match[1]}?"
+    if match := _SUBJECT_FIRST.fullmatch(question):
+        yield f"Name the {match[1] or 'person'} who {match[2]}."
+    if match := _INVERTED.fullmatch(question):
+        what, helper, rest = match.groups()
         subject, rest = _split_subject(rest, names)
         if subject and (rest or helper in ("is", "was", "are", "were")):
             verb, rest = _finite(helper, rest)
-            asked = asked[0].lower() + asked[1:]
-            yield " ".join(filter(None, (_capital(subject), verb, rest, asked))) + "?"
-            yield "I would like to know " + " ".join(filter(None, (asked, subject, verb, rest))) + "."
+            what = what[0].lower() + what[1:]
+            yield " ".join(filter(None, (_capital(subject), verb, rest, what))) + "?"
+            yield "I would like to know " + " ".join(filter(None, (what, subject, verb, rest))) + "."
             return
-    if found := _COPULA.fullmatch(question):
-        yield f"{_capital(found[2])} {found[1]} what?"
+    if match := _COPULA.fullmatch(question):
+        yield f"{_capital(match[2])} {match[1]} what?"
 
 
 def _split_subject(rest: str, names: Collection[str]) -> tuple[str, str]:
@@ -107,14 +107,16 @@ def turned(answer: str, subjects: Collection[str], *, person: bool) -> list[str]
     "Ada sells bread." becomes "Which person sells bread?", or "What sells bread?" of what is no `person`. No question
     names any of the `subjects` (words, case aside). Of a longer answer the first two sentences serve.
     """
-    made = dict.fromkeys(
-        question
-        for sentence in _SENTENCE.findall(" ".join(answer.split()))[:2]
-        for question in _turned(sentence.strip().rstrip(".!?"), subjects, "Which person" if person else "What")
-    )
-    return [
-        text for text in made if 4 <= len(text.split()) <= LONGEST and not any(says(text, name) for name in subjects)
-    ]
+    who = "What"
+    if person:
+        who = "Which person"
+    questions: dict[str, None] = {}
+    for sentence in _SENTENCE.findall(" ".join(answer.split()))[:2]:
+        for question in _turned(sentence.strip().rstrip(".!?"), subjects, who):
+            names_subject = any(says(question, name) for name in subjects)
+            if 4 <= len(question.split()) <= LONGEST and not names_subject:
+                questions[question] = None
+    return list(questions)
 
 
 def _turned(sentence: str, subjects: Collection[str], who: str) -> Iterator[str]:

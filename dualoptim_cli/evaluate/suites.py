@@ -86,9 +86,9 @@ def choose_min_k(setting: Literal["auto"] | float, suites: Collection[str] = ())
 
 def check_suite(name: str) -> None:
     """Raise a UserError for a name that is no benchmark."""
-    known = [*SUITES, *CHOICES]
-    if name not in known:
-        raise UserError(f'"{name}" is no benchmark.', did_you_mean(name, known))
+    choices = [*SUITES, *CHOICES]
+    if name not in choices:
+        raise UserError(f'"{name}" is no benchmark.', did_you_mean(name, choices))
 
 
 def load_suite(name: str, place: str, *, given: Collection[str] = ()) -> dict[str, Records]:
@@ -111,15 +111,15 @@ def load_suite(name: str, place: str, *, given: Collection[str] = ()) -> dict[st
         except UserError as fault:
             faults.add(fault)
     faults.raise_all()
-    found = {}
+    sets = {}
     for each, source in sources.items():
         rewrite = SUITES[name][each].rewrite
         try:
-            found[each] = load_rewritten(source, rewrite) if rewrite else load_records(source)
+            sets[each] = load_rewritten(source, rewrite) if rewrite else load_records(source)
         except UserError as fault:
             faults.add(fault)
     faults.raise_all()
-    return found
+    return sets
 
 
 def to_forget(name: str, sets: Collection[str]) -> list[str]:
@@ -134,14 +134,14 @@ def _load_files(place: str) -> dict[str, Records]:
         raise UserError(
             f"{place} is neither a file nor a folder of files of rows.", f"Readable: {', '.join(SUFFIXES)}."
         )
-    faults, found = Faults(place), {}
+    faults, sets = Faults(place), {}
     for file in files:
         try:
-            found[_set_name(file)] = load_choices(str(file))
+            sets[_set_name(file)] = load_choices(str(file))
         except UserError as fault:
             faults.add(fault)
     faults.raise_all()
-    return found
+    return sets
 
 
 def _set_name(file: Path) -> str:
@@ -175,7 +175,9 @@ def load_rewritten(source: str, rewrite: Rewrite) -> Records:
 def _find(folder: str, name: str, part: Part) -> str:
     """Return the one file that fits the first name under which there is any."""
     for pattern in part.files:
-        fits = [path for suffix in SUFFIXES for path in sorted(Path(folder).glob(f"{pattern}{suffix}"))]
+        fits: list[Path] = []
+        for suffix in SUFFIXES:
+            fits += sorted(Path(folder).glob(f"{pattern}{suffix}"))
         if len(fits) == 1:
             return str(fits[0])
         if fits:

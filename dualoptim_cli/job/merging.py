@@ -29,13 +29,13 @@ def _carry_record(folder: Path, merged: Merged) -> None:
     """Extend the record of the run that the last adapter lies in, where it does, and the mark, where it has one."""
     from dualoptim_cli.record import lineage
 
-    told = lineage.earlier(merged.adapters)
+    deletions = lineage.earlier(merged.adapters)
     mark = merged.adapters[-1] / lineage.MARK
-    if told and mark.is_file():
+    if deletions and mark.is_file():
         marked = strict_json.parse(mark.read_bytes())
         marked |= {
             "model_digest": lineage.model_state(folder).digest,
-            "earlier": [each.model_dump() for each in told[:-1]],
+            "earlier": [each.model_dump() for each in deletions[:-1]],
         }
         (folder / lineage.MARK).write_text(json.dumps(marked, indent=2) + "\n", encoding="utf-8")
     run = merged.adapters[-1].parent

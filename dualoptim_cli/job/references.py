@@ -84,12 +84,13 @@ def write(path: Path, key: str, found: Mapping[str, Any]) -> None:
 def read(path: Path, key: str) -> dict[str, Any]:
     """References that were written under this key; nothing where there are none, or where they are damaged."""
     try:
-        found = strict_json.parse(path.read_bytes())
-        digest = found.pop("digest")
-        tasks = found["tasks"] if found["key"] == key and _digest(found) == digest else {}
+        content = strict_json.parse(path.read_bytes())
+        digest = content.pop("digest")
+        if content["key"] != key or _digest(content) != digest or not isinstance(content["tasks"], dict):
+            return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {}
-    return tasks if isinstance(tasks, dict) else {}
+    return dict(content["tasks"])
 
 
 def _digest(value: Mapping[str, Any]) -> str:

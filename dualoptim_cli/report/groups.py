@@ -60,10 +60,10 @@ def end_table(groups: Sequence[Group]) -> PlainTable:
 def _mean(scores: Sequence[object]) -> Number | None:
     """The mean of one score a seed; None where a seed has none."""
     values = [getattr(score, "value", None) for score in scores]
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
+    measured = [value for value in values if value is not None]
+    if not measured or len(measured) < len(values):
         return None
-    mean = estimate(known)
+    mean = estimate(measured)
     return Number(mean.mean, mean.low, mean.high)
 
 
