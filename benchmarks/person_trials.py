@@ -64,6 +64,7 @@ DUAL = {"first": "dual", "second": "dual"}
 SUMMED = Trial(refusal=1.0)
 THIRD = replace(SUMMED, **DUAL, retain_ratio=0.3)
 JOINT = Trial(per_token=True, refusal=0.3, turns=None, steps=20)
+EVEN = Trial(**DUAL, per_token=True, refusal=0.3, turns=(1, 1), steps=40, lr=3e-5)
 TRIALS = {
     "adam npo": Trial(freeze=False, contrast=False, decays=False),
     "adam npo, frozen, contrast": Trial(steps=24, decays=False),
@@ -80,6 +81,11 @@ TRIALS = {
     "per token: joint, idk .3": JOINT,
     "per token: joint, forget weight 1/3": replace(JOINT, refusal=1.0, forget_weight=0.33),
     "per token: joint, no contrast": replace(JOINT, contrast=False),
+    "per token: joint, beta .03": replace(JOINT, beta=0.03),
+    "even: dual": EVEN,
+    "even: dual, beta .03": replace(EVEN, beta=0.03),
+    "even: dual, beta .03, rate 6.7e-5": replace(EVEN, beta=0.03, lr=6.7e-5),
+    "even: dual, beta .03, no contrast": replace(EVEN, beta=0.03, contrast=False),
 }
 
 
