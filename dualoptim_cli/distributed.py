@@ -8,10 +8,12 @@ Torch is imported inside functions: what stands above this file stays light.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+T = TypeVar("T")
 
 
 class Processes:
@@ -23,6 +25,13 @@ class Processes:
     def share(self, rows: Sequence[int]) -> Sequence[int]:
         """This process's rows of those that all of them are to work through together."""
         return rows
+
+    def gather(self, parts: Sequence[T]) -> Sequence[T]:
+        """What all processes have made of their shares: one part for each row, in the order of all rows."""
+        return parts
+
+    def wait(self) -> None:
+        """Return when every process has come here: what the main one has written is there for all of them."""
 
     def sum(self, value: float) -> float:
         """The sum over all processes of a number that each has for its own rows."""

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from dualoptim_cli.data import Encoded, Examples, collate
+from dualoptim_cli.distributed import PROCESSES
 from dualoptim_cli.errors import UserError, did_you_mean, out_of_memory, raise_all
 from dualoptim_cli.evaluate.evaluator import RowLimit, report_phase, sample_rows
 from dualoptim_cli.evaluate.metrics import METRICS, Row
@@ -103,7 +104,7 @@ def _relearn(target: Target, taught: Sequence[Encoded], measured: Sequence[Quest
 def _sample(target: Target) -> list[Row]:
     """Draw several continuations of each row and take the one that recalls most."""
     observer = target.observer(target.model)
-    generator = torch.Generator().manual_seed(target.seed)
+    generator = torch.Generator().manual_seed(PROCESSES.own_seed(target.seed))
     asking = [question for question in target.questions if question.asks]
     prompts = [question.ids[: question.start] for question in asking]
     tries = []

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dualoptim_cli.data import Encoded, Encoder, Examples, Record, collate
+from dualoptim_cli.distributed import PROCESSES, Processes
 from dualoptim_cli.evaluate.keywords import Keywords
 from dualoptim_cli.evaluate.metrics import UNRATED, Likelihoods, Row
 from dualoptim_cli.model.generate import Advance, generate
@@ -88,7 +89,8 @@ class Observer:
 
     `advance` is called with the number of continuations or likelihoods that were just finished. `refusals` are the
     run's own: an answer that begins with one of them declines. `keywords` are those of the rows, where mentions are
-    to be counted.
+    to be counted. Each of the `processes` puts its share of the rows through the model, and all of them have every
+    result.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Observer:
         advance: Advance,
         refusals: Sequence[str] = (),
         keywords: Keywords | None = None,
+        processes: Processes = PROCESSES,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -108,6 +111,7 @@ class Observer:
         self.max_new_tokens = max_new_tokens
         self.batch_size = batch_size
         self.advance = advance
+        self.processes = processes
         self.refusals = refusals
         self.keywords = keywords
 
@@ -162,8 +166,9 @@ class Observer:
     @torch.no_grad()
     def likelihoods(self, encoded: Sequence[Encoded], measure: Measure) -> list[Any]:
         """Return `measure` of each row's counted tokens: float64 arrays (tokens, figures)."""
-        parts: list[Any] = [None] * len(encoded)
-        order = sorted(range(len(encoded)), key=lambda row: len(encoded[row].ids))
+        own = self.processes.share(range(len(encoded)))
+        parts: dict[int, Any] = {}
+        order = sorted(own, key=lambda row: len(encoded[row].ids))
         for first in range(0, len(order), self.batch_size):
             rows = order[first : first + self.batch_size]
             batch = collate([encoded[row] for row in rows], 0).to(device_of(self.model))
@@ -172,7 +177,7 @@ class Observer:
             for row, part in zip(rows, torch.split(figures, counts), strict=True):
                 parts[row] = part.numpy()
             self.advance(len(rows))
-        return parts
+        return list(self.processes.gather([parts[row] for row in own]))
 
     def decode(
         self,
@@ -190,9 +195,10 @@ class Observer:
         if starts is None:
             starts = [q.start for q in questions]
         longest = max((len(q.ids) - start for q, start in zip(questions, starts, strict=True)), default=0)
-        return generate(
+        own = self.processes.share(range(len(prompts)))
+        continuations = generate(
             self.model,
-            prompts,
+            [prompts[row] for row in own],
             limit=min(longest, self.max_new_tokens),
             stop=self.stop,
             batch_size=self.batch_size,
@@ -200,6 +206,7 @@ class Observer:
             generator=generator,
             advance=self.advance,
         )
+        return list(self.processes.gather(continuations))
 
     def _continue(self, starts: Sequence[int | None], questions: Sequence[Question]) -> list[list[int] | None]:
         """Continue each row's own tokens from where `starts` says; None stays None."""

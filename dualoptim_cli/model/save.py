@@ -34,20 +34,25 @@ _WHERE = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pa
 def save_model(loaded: Loaded, folder: Path) -> None:
     """Save a model, or its adapter alone, with tokenizer and generation config: as a whole or not at all.
 
-    What from_pretrained (peft's, for an adapter) makes of it is the model. It replaces an earlier one.
+    What from_pretrained (peft's, for an adapter) makes of it is the model. It replaces an earlier one. All processes
+    bring their parts of the tensors together, and the main one writes.
     """
-    with atomic_folder(folder) as aside:
-        if is_adapted(loaded.model):
-            _save_adapter(loaded, aside)
-        else:
-            loaded.model.save_pretrained(aside)
-        loaded.tokenizer.save_pretrained(aside)
+    adapted = is_adapted(loaded.model)
+    settings, tensors = _whole_adapter(loaded, folder) if adapted else ({}, loaded.model.state_dict())
+    tensors = {name: PROCESSES.whole(tensor) for name, tensor in tensors.items()}
+    if PROCESSES.is_main:
+        with atomic_folder(folder) as aside:
+            if adapted:
+                _write_adapter(loaded, settings, tensors, aside)
+            else:
+                loaded.model.save_pretrained(aside, state_dict=tensors)
+            loaded.tokenizer.save_pretrained(aside)
+    PROCESSES.wait()
 
 
-def _save_adapter(loaded: Loaded, folder: Path) -> None:
+def _whole_adapter(loaded: Loaded, folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """The trained adapter, joined with the frozen ones into one: base + adapter is then the whole model."""
     from peft.utils import get_peft_model_state_dict
-    from safetensors.torch import save_file
 
     model: Any = loaded.model
     tensors: dict[str, Tensor] = {}
@@ -59,8 +64,15 @@ def _save_adapter(loaded: Loaded, folder: Path) -> None:
     if len(adapters) > 1:
         settings, tensors = joined(adapters)
     settings |= {"base_model_name_or_path": loaded.base or None, "revision": loaded.revision, "inference_mode": True}
-    whole = {key: PROCESSES.whole(tensor.detach()).cpu().contiguous() for key, tensor in tensors.items()}
-    save_file(whole, folder / WEIGHTS, {"format": "pt"})
+    return settings, tensors
+
+
+def _write_adapter(loaded: Loaded, settings: dict[str, Any], tensors: dict[str, Tensor], folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    model: Any = loaded.model
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(plain, folder / WEIGHTS, {"format": "pt"})
     (folder / CONFIG).write_text(_json(settings), encoding="utf-8")
     if loaded.adapters:
         contained = []

@@ -74,16 +74,46 @@ def save(
 
     `seals` are keyed codes of what the run has written elsewhere so far, by file: `Checkpoint.seals` gives them back.
     Checkpoints of later steps go, too: they are of a past that this run has turned back from. Raises UserError
-    (exit 4) when the disk is full or the folder gone; what was saved before is then as it was.
+    (exit 4) when the disk is full or the folder gone; what was saved before is then as it was. All processes bring
+    their parts of the tensors together, and the main one writes.
     """
-    with disk_errors_as_user_error(f"The checkpoint of step {standing.step}", root):
+    numbers, rest = flatten(optimizer.state_dict())
+    state = {name: PROCESSES.whole(tensor) for name, tensor in numbers.items()}
+    trained = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            trained[name] = PROCESSES.whole(parameter.detach()).contiguous()
+    head = {
+        "format": FORMAT,
+        "standing": standing.to_json(),
+        "identity": dict(identity),
+        "seals": dict(seals or {}),
+        "optimizer": rest,
+    }
+    final = folder_of(root, standing.step)
+    if PROCESSES.is_main:
+        _save(final, head, trained, state, keep=keep, spare=spare)
+    PROCESSES.wait()
+    return final
+
+
+def _save(
+    final: Path,
+    head: Mapping[str, Any],
+    trained: Mapping[str, torch.Tensor],
+    state: Mapping[str, torch.Tensor],
+    *,
+    keep: int,
+    spare: Collection[Path],
+) -> None:
+    root = final.parent
+    with disk_errors_as_user_error(f"The checkpoint of step {head['standing']['step']}", root):
         root.mkdir(mode=0o700, exist_ok=True)
         _sweep(root)
-        final = folder_of(root, standing.step)
         aside = root / f".{final.name}.partial"
         try:
             aside.mkdir()
-            _write(aside, standing, model, optimizer, identity, seals or {})
+            _write(aside, head, trained, state)
             discard(final)
             aside.rename(final)
         except BaseException:
@@ -94,33 +124,16 @@ def save(
         for path in found(root):
             if path not in earlier[-keep:] and path not in spare:
                 discard(path)
-    return final
 
 
 def _write(
-    aside: Path,
-    standing: Standing,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    identity: Mapping[str, Any],
-    seals: Mapping[str, str],
+    aside: Path, head: Mapping[str, Any], trained: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
 ) -> None:
-    tensors, rest = flatten(optimizer.state_dict())
-    tensors = {name: PROCESSES.whole(tensor) for name, tensor in tensors.items()}
-    trained = {
-        name: PROCESSES.whole(p.detach()).contiguous() for name, p in model.named_parameters() if p.requires_grad
-    }
-    for name, some, words in zip(FILES, (trained, unshared(tensors)), ({}, header(rest)), strict=True):
-        save_file(some, aside / name, metadata=words)
+    contents = (trained, {}), (unshared(state), header(head["optimizer"]))
+    for name, (tensors, words) in zip(FILES, contents, strict=True):
+        save_file(dict(tensors), aside / name, metadata=words)
         sync(aside / name)
-    head = {
-        "format": FORMAT,
-        "standing": standing.to_json(),
-        "identity": dict(identity),
-        "seals": dict(seals),
-        "optimizer": rest,
-        "sha256": {name: sha256(aside / name) for name in FILES},
-    }
+    head = {**head, "sha256": {name: sha256(aside / name) for name in FILES}}
     write_atomic(aside / HEAD, json.dumps({**head, "digest": _digest(head)}))
 
 

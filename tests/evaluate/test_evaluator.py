@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from dualoptim_cli.data import Encoder, Examples, load_records, make_records
+from dualoptim_cli.data import Encoded, Encoder, Examples, load_records, make_records
+from dualoptim_cli.distributed import PROCESSES, Processes
 from dualoptim_cli.evaluate.evaluator import sample_rows
 from dualoptim_cli.evaluate.metrics import METRICS, SIGNALS
+from dualoptim_cli.evaluate.observe import Observer, questions
 from dualoptim_cli.evaluate.results import Results
 from dualoptim_cli.events import Event, PhaseAdvanced, PhaseEnded, PhaseStarted
 from tests.evaluate.lab import SHARED, TOWN, knowing, lab_model, measure, tiny_model, tokenizer, town
@@ -199,3 +201,31 @@ def test_lab_models_show_what_their_makers_measured() -> None:
     assert gone.score("forget.rougeL").value == pytest.approx(0.117, abs=0.05)
     assert known.score("holdout.prob").value == pytest.approx(0.994, abs=0.003)
     assert (known.score("forget_quality").value or 0) < 0.2
+
+
+def test_processes_that_share_the_rows_of_a_set_have_every_result_between_them() -> None:
+    class Half(Processes):
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+        def share(self, rows: Any) -> Any:
+            return rows[self.rank :: 2]
+
+    def asked(processes: Processes) -> tuple[list[Any], list[list[int]]]:
+        observer = Observer(
+            tiny_model(),
+            tokenizer(),
+            max_new_tokens=8,
+            batch_size=2,
+            advance=lambda _: None,
+            processes=processes,
+        )
+        own = [Encoded(q.ids, ((q.start, len(q.ids)),)) for q in some]
+        means = [float(each.mean()) for each in observer.likelihoods(own, lambda logits, _: logits[:, :1])]
+        return means, observer.decode([q.ids[: q.start] for q in some], some)
+
+    some = questions(town(), range(5))
+    (first, mine), (second, others) = asked(Half(0)), asked(Half(1))
+    means, continuations = asked(PROCESSES)
+    assert (continuations[::2], continuations[1::2]) == (mine, [*others])
+    assert (means[::2], means[1::2]) == (pytest.approx(first), pytest.approx(second))

@@ -290,6 +290,14 @@ def test_the_listener_fits_the_console() -> None:
     assert isinstance(watch(Console(file=io.StringIO())), PlainLines)
 
 
+def test_of_several_processes_the_main_one_alone_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dualoptim_cli.distributed.PROCESSES.is_main", False)
+    out = io.StringIO()
+    with watch(Console(file=out)) as listener:
+        listener(Note("something"))
+    assert out.getvalue() == ""
+
+
 def test_the_rehearsal_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)
     rehearse_panel.main(["--plain", "--steps", "12", "--layers", "2"])

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from dualoptim_cli.distributed import Processes
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.files import check_free
 from dualoptim_cli.optim import build_optimizer
@@ -93,6 +94,26 @@ def test_a_checkpoint_gets_its_name_when_all_of_it_is_on_the_disk(
     assert {*checkpoint.FILES, aside} <= {*before}, "each file, and the folder that names them"
     assert any(checkpoint.HEAD in name for name in before)
     assert tmp_path.name in after, "and then the folder that the checkpoint has its name in"
+
+
+def test_the_main_process_alone_writes_what_all_have_brought_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered: list[torch.Tensor] = []
+
+    class Other(Processes):
+        is_main = False
+
+        def whole(self, tensor: torch.Tensor) -> torch.Tensor:
+            gathered.append(tensor)
+            return tensor
+
+    monkeypatch.setattr(checkpoint, "PROCESSES", Other())
+    model, optimizer = make("adamw")
+    step(model, optimizer, 0)
+    checkpoint.save(tmp_path / "checkpoints", Standing(1), model, optimizer, {})
+    assert len(gathered) > len([*model.parameters()])
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from types import TracebackType
 from typing import IO
 
@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dualoptim_cli import text
+from dualoptim_cli.distributed import PROCESSES
 from dualoptim_cli.events import (
     CheckpointSaved,
     Event,
@@ -224,8 +225,15 @@ def _left(seconds: float | None) -> str:
     return text.shown(seconds, lambda left: f"  {text.clock(left)} left")
 
 
-def watch(console: Console, *, title: str = "dualopt", subtitle: str = "") -> LivePanel | PlainLines:
-    """The listener that fits the console: the panel on a terminal that can move its cursor, else plain lines."""
+def watch(
+    console: Console, *, title: str = "dualopt", subtitle: str = ""
+) -> AbstractContextManager[Callable[[Event], None]]:
+    """The listener that fits the console: the panel on a terminal that can move its cursor, else plain lines.
+
+    Of several processes the main one alone draws.
+    """
+    if not PROCESSES.is_main:
+        return nullcontext(lambda _: None)
     if console.is_terminal and not console.is_dumb_terminal:
         return LivePanel(console, title=title, subtitle=subtitle)
     return PlainLines(console.file)
