@@ -12,6 +12,7 @@ from typing import Any
 from dualoptim_cli.config import GENERAL
 from dualoptim_cli.errors import UserError, did_you_mean, raise_all
 from dualoptim_cli.evaluate.attacks import ATTACKS, lacks
+from dualoptim_cli.evaluate.judges import JUDGES
 from dualoptim_cli.evaluate.metrics import METRICS, OF_REWORDED, SIGNALS
 from dualoptim_cli.evaluate.results import REWORDED, Results, Score
 from dualoptim_cli.evaluate.summary import CHOICE_SETS, SUMMARY, UNSEEN
@@ -56,8 +57,8 @@ class Gate:
 class Scope:
     """What a job will measure, as far as its settings tell: what a gate may speak of.
 
-    `harness` names the sets whose metrics only another program knows; `judges` are "similarity" and "entailment",
-    where a model for them is named.
+    `harness` names the sets whose metrics only another program knows; `judges` are those of JUDGES for which a model
+    is named.
     """
 
     sets: Collection[str]
@@ -69,11 +70,11 @@ class Scope:
     quantized: bool = False
 
     def lacks(self, need: str) -> bool:
+        if need in JUDGES:
+            return need not in self.judges
         return {
             "unseen": UNSEEN not in self.sets,
             "reference": not self.has_reference,
-            "similarity": "similarity" not in self.judges,
-            "entailment": "entailment" not in self.judges,
             "choices": not {"retain", *CHOICE_SETS} <= {*self.sets},
         }[need]
 
@@ -96,8 +97,7 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 WAYS_OUT = {
     "unseen": ("rows that the model never saw", "Pass --unseen FILE."),
     "reference": ("a reference", "Pass --reference MODEL, a model retrained without the forget rows."),
-    "similarity": ("a sentence embedding model", "Pass --set eval.similarity_model=MODEL."),
-    "entailment": ("an entailment model", "Pass --set eval.entailment_model=MODEL."),
+    **{name: (kind.model, f"Pass --set eval.{name}_model=MODEL.") for name, kind in JUDGES.items()},
     "choices": ("TOFU's sets retain, real_authors and world_facts", "See dualopt eval --suite tofu."),
 }
 

@@ -6,7 +6,7 @@ Any encoder and any entailment classifier of transformers serves; none is loaded
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -121,6 +121,22 @@ def load_entailment(name: str, refusals: Sequence[str]) -> Entailment:
     from transformers import AutoModelForSequenceClassification
 
     return Entailment(*_load(AutoModelForSequenceClassification, name, "eval.entailment_model"), refusals)
+
+
+@dataclass(frozen=True)
+class JudgeKind:
+    """What judges of a kind are: how one is loaded, from the name of its `model` and the run's refusals."""
+
+    load: Callable[[str, Sequence[str]], Judge]
+    model: str
+    needs_refusals: bool = False
+
+
+JUDGES: dict[str, JudgeKind] = {
+    "similarity": JudgeKind(lambda name, _: load_similarity(name), "a sentence embedding model"),
+    "entailment": JudgeKind(load_entailment, "an entailment model", needs_refusals=True),
+}
+"""By what they rate; the setting `eval.NAME_model` names the model of each."""
 
 
 def _load(kind: Any, name: str, setting: str) -> tuple[Any, Any]:

@@ -18,6 +18,7 @@ from dualoptim_cli.data.sources import place_of
 from dualoptim_cli.errors import UserError, raise_all
 from dualoptim_cli.evaluate.attacks import choose_attacks
 from dualoptim_cli.evaluate.gates import Gate, Scope, check_scope, parse_gate
+from dualoptim_cli.evaluate.judges import JUDGES
 from dualoptim_cli.evaluate.metrics import METRICS
 from dualoptim_cli.evaluate.results import REWORDED
 from dualoptim_cli.evaluate.suites import choose_min_k
@@ -176,7 +177,7 @@ class Brief:
     @property
     def judges(self) -> Mapping[str, str]:
         """The models that rate continuations, by what they rate."""
-        named = {"similarity": self.config.eval.similarity_model, "entailment": self.config.eval.entailment_model}
+        named: dict[str, str | None] = {judge: getattr(self.config.eval, f"{judge}_model") for judge in JUDGES}
         return {judge: model for judge, model in named.items() if model}
 
     @property

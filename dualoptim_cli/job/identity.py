@@ -10,6 +10,7 @@ from typing import Any
 
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.data import Examples
+from dualoptim_cli.evaluate.judges import JUDGES
 from dualoptim_cli.job.planning import Planned
 from dualoptim_cli.recipes import leaves, to_yaml
 from dualoptim_cli.record.folder import RunFolder
@@ -22,7 +23,7 @@ Another number of threads or another device changes the last bits of what follow
 ROUNDING = ("model.device", "model.frozen_device", "schedule.micro_batch_size")
 NAMES = ("model.name", "data.holdout", "data.unseen", "data.refusals", ".data")
 """Where things lie. What lies there is compared instead: rows by `tokens_digest`, the model by the record."""
-MEASURED_BY = ("rows", "seed", "max_new_tokens", "min_k", "similarity_model", "entailment_model", "reference")
+MEASURED_BY = ("rows", "seed", "max_new_tokens", "min_k", *(f"{judge}_model" for judge in JUDGES), "reference")
 """Settings that the measurement of the model as it was depends on, beside the data."""
 ROWS_AT_ONCE = 256
 

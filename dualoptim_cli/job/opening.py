@@ -24,6 +24,7 @@ from dualoptim_cli.data.records import OVERLAP_HINT, UNSEEN_HINT
 from dualoptim_cli.errors import UserError, raise_all
 from dualoptim_cli.evaluate.asking_again import NOTHING, AskedAgain, ask_again
 from dualoptim_cli.evaluate.evaluator import sample_rows
+from dualoptim_cli.evaluate.judges import JUDGES
 from dualoptim_cli.evaluate.results import REWORDED
 from dualoptim_cli.evaluate.suites import load_suite, to_forget
 from dualoptim_cli.events import Note, OnEvent
@@ -104,7 +105,7 @@ def open_inputs(brief: Brief, on_event: OnEvent, *, weights: bool = True) -> Ope
     general: Records | None = None
     model = reference = None
     with phase("Reading the data", on_event):
-        if brief.trained or "entailment" in brief.judges:
+        if brief.trained or any(JUDGES[judge].needs_refusals for judge in brief.judges):
             with collect(faults):
                 refusals = load_refusals(config.data.refusals)
         for name, rows in brief.sets.items():

@@ -12,7 +12,7 @@ from dualoptim_cli.data import Encoder, Examples
 from dualoptim_cli.evaluate.attacks import attack
 from dualoptim_cli.evaluate.evaluator import measure
 from dualoptim_cli.evaluate.gates import Gate, Judgment, default_gates, judge, keep_disagreements
-from dualoptim_cli.evaluate.judges import Judge, load_entailment, load_similarity
+from dualoptim_cli.evaluate.judges import JUDGES, Judge
 from dualoptim_cli.evaluate.results import Results, Sets
 from dualoptim_cli.events import Note, OnEvent
 from dualoptim_cli.job.opening import Opened
@@ -43,7 +43,7 @@ class Ruler:
         judges: list[Judge] = []
         for kind, name in opened.brief.judges.items():
             with phase(f"Loading the {kind} model", on_event):
-                judges.append(load_similarity(name) if kind == "similarity" else load_entailment(name, opened.refusals))
+                judges.append(JUDGES[kind].load(name, opened.refusals))
         ruler = cls(opened, on_event, judges)
         if opened.reference is None:
             return ruler
