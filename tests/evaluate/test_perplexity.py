@@ -11,6 +11,7 @@ from dualoptim_cli.data import Encoder, Examples
 from dualoptim_cli.data.general import load_general
 from dualoptim_cli.evaluate.gates import default_gates, judge
 from dualoptim_cli.evaluate.perplexity import perplexity
+from dualoptim_cli.evaluate.results import Results, Score
 from tests.evaluate.lab import FORGET, knowing, measure, tiny_model, tokenizer, town
 
 
@@ -45,8 +46,17 @@ def test_plain_text_is_measured_beside_the_rows_and_guarded_by_a_gate() -> None:
     plain = measure(knowing(), sets)
     assert plain.score("utility") == before.score("utility")
     assert plain.sets["retain"] == before.sets["retain"]
+    assert before.score("general.ppl").value != ruin.score("general.ppl").value
+
+
+def of_text(ppl: float) -> Results:
+    return Results({"general": {"ppl": Score(ppl, better="lower")}})
+
+
+def test_a_model_that_had_its_language_must_keep_it() -> None:
+    before = of_text(20.0)
     gates = default_gates(before, forget=FORGET)
-    assert "general.ppl <= 1.05*before" in [gate.text for gate in gates]
-    by_text = {each.gate: each for each in judge(gates, ruin, before=before)}
-    of_text = by_text["general.ppl <= 1.05*before"]
-    assert of_text.bound == pytest.approx(1.05 * before.score("general.ppl").value)  # type: ignore[operator]
+    assert [gate.text for gate in gates] == ["general.ppl <= 1.05*before"]
+    assert judge(gates, of_text(20.9), before=before)[0].passed
+    assert not judge(gates, of_text(21.1), before=before)[0].passed
+    assert default_gates(of_text(600.0), forget=FORGET) == []
