@@ -170,6 +170,7 @@ class EvalConfig(Section):
     probe_rows: Auto | Count = "auto"  # of each set
     probe_answers: Count | None = None  # of every so many probes, one has the model write answers, too
     reference: str | None = None  # a model retrained without the forget rows
+    answer_ppl: bool = False  # load the model before unlearning once more at the end, to rate what is said now
     similarity_model: str | None = None
     entailment_model: str | None = None
     min_k: Auto | Annotated[Share, Field(gt=0)] = "auto"  # of an answer's tokens, for membership inference by min-k%

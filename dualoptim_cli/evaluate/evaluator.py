@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dualoptim_cli.config import GENERAL
-from dualoptim_cli.data import Examples
+from dualoptim_cli.data import Encoded, Examples
 from dualoptim_cli.evaluate.asking_again import NOTHING, AskedAgain
 from dualoptim_cli.evaluate.judges import Judge
 from dualoptim_cli.evaluate.metrics import Row
@@ -109,10 +109,15 @@ def measure(
         if counted:
             settings["named"] = counted
         results = score_rows(observed, forget=forget, seed=seed, min_k=min_k, reference=reference, settings=settings)
-        answers = {}
+        answers, spoken = {}, {}
         for name, of_set in observed.items():
             answers[name] = [(row.question, row.continuation) for row in of_set if row.continuation is not None]
-        results = replace(results, answers=answers)
+            spoken[name] = []
+            for question, row in zip(samples[name], of_set, strict=True):
+                if row.continuation_ids:
+                    ids = (*question.ids[: question.start], *row.continuation_ids)
+                    spoken[name].append(Encoded(ids, ((question.start, len(ids)),)))
+        results = replace(results, answers=answers, spoken=spoken)
         return replace(results, sets={**results.sets, GENERAL: perplexities}) if general else results
 
 

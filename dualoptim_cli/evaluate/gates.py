@@ -57,12 +57,13 @@ class Gate:
 class Scope:
     """What a job will measure, as far as its settings tell: what a gate may speak of.
 
-    `harness` names the sets whose metrics only another program knows; `judges` are those of JUDGES for which a model
-    is named.
+    `rated` are the sets whose answers the model before unlearning rates. `harness` names the sets whose metrics only
+    another program knows; `judges` are those of JUDGES for which a model is named.
     """
 
     sets: Collection[str]
     forget: Collection[str]
+    rated: Collection[str] = ()
     has_before: bool = True
     has_reference: bool = False
     judges: Collection[str] = ()
@@ -177,14 +178,17 @@ def default_gates(before: Results, *, forget: Collection[str]) -> list[Gate]:
     know the fact, so at most one of five answers that named a keyword before still does. Likelihood tells what is kept,
     and the choice among wrong answers where there are any: knowledge can be kept in other words. What is
     likely may still be declined, so at most one question of twenty more than before. At most one answer of twenty may
-    be degenerate, or as many as before where that was more. Plain text may become five percent more perplexing.
+    be degenerate, or as many as before where that was more. Plain text may become five percent more perplexing,
+    where the model had its language: one to which such prose is strange has none to lose.
     """
     texts = []
     for name, scores in before.sets.items():
         if name == UNSEEN:
             continue
         if name == GENERAL:
-            texts.append(f"{name}.ppl <= {PERPLEXITY}*before")
+            perplexity = _value(scores, "ppl")
+            if perplexity is not None and perplexity <= FLUENT:
+                texts.append(f"{name}.ppl <= {PERPLEXITY}*before")
             continue
         if name.removesuffix(REWORDED) in forget and _value(scores, "mentions") is not None:
             texts.append(f"{name}.mentions <= {MENTIONS}")
@@ -296,7 +300,9 @@ def _check_path(gate: Gate, scope: Scope) -> None:
             _known(gate, "metric of plain text", metric, ["ppl"])
         case [name, metric]:
             _known(gate, "measured set", name, [*scope.sets, *scope.harness])
-            _known(gate, "metric", metric, [*METRICS, *(SIGNALS if name in scope.forget else ())])
+            signals = SIGNALS if name in scope.forget else ()
+            rating = ["answer_ppl"] if name in scope.rated else []
+            _known(gate, "metric", metric, [*METRICS, *signals, *rating])
         case [origin, again, metric] if f".{again}" == REWORDED:
             _known(gate, "set that is asked again", origin + REWORDED, scope.sets)
             _known(gate, "metric of reworded questions", metric, OF_REWORDED)

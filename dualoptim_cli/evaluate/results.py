@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from dualoptim_cli.errors import UserError
+
+if TYPE_CHECKING:
+    from dualoptim_cli.data import Encoded
 
 SCHEMA = 1
 REWORDED = ".reworded"  # ends the name of a set that asks the rows of another in other words
@@ -53,7 +56,7 @@ class Results:
 
     `settings` says how it was measured; two results are comparable when theirs are equal. `values` holds the single
     rows' numbers for comparisons with another model in the same process, `answers` the questions of each set with what
-    the model said; both derive from the rows and are never written.
+    the model said, `spoken` the same as tokens; all of them derive from the rows and are never written.
     """
 
     sets: Sets
@@ -61,6 +64,7 @@ class Results:
     attacks: Mapping[str, Sets] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     values: Values = field(default_factory=dict, compare=False, repr=False)
+    spoken: Mapping[str, Sequence[Encoded]] = field(default_factory=dict, compare=False, repr=False)
     answers: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict, compare=False, repr=False)
 
     def score(self, path: str) -> Score:

@@ -149,6 +149,11 @@ class Brief:
         return tuple(name + REWORDED for name in origins) if self.config.data.reworded else ()
 
     @property
+    def rated(self) -> tuple[str, ...]:
+        """The sets whose answers the model before unlearning rates."""
+        return tuple(name for name in self.sets if name in (*self.forget, "holdout"))
+
+    @property
     def trained(self) -> tuple[str, ...]:
         """The sets with an objective."""
         return tuple(name for name, rows in self.sets.items() if rows.objective)
@@ -214,6 +219,7 @@ class Brief:
         scope = Scope(
             sets=(*self.sets, *self.asked_again, *([GENERAL] if self.config.data.general else [])),
             forget=self.forget,
+            rated=self.rated if self.config.eval.answer_ppl else (),
             has_before=has_before,
             has_reference=self.config.eval.reference is not None,
             judges=tuple(self.judges),

@@ -112,6 +112,9 @@ def unlearn(
                 save_model(loaded, weights)
             after = ruler.measure(loaded, planned.examples, "Measuring after", before=before)
             after = ruler.attack(planned.attacks, loaded, planned.examples, after)
+            if config.eval.answer_ppl:
+                del loaded  # two models at a time may not fit
+                after = ruler.rate_by_the_model_before(after)
             judgments = ruler.judge(after, before)
             ruler.warn_of_disagreements(before, after)
             verdict = ruler.verdict(before, judgments)
@@ -167,6 +170,8 @@ def _measure_before(
             raise UserError(fact, "Put the file back as it was, or start anew with --force.", ExitCode.INTEGRITY)
         return Results.from_json(measured["before"])
     before = ruler.measure(loaded, examples, "Measuring before", is_before=True)
+    if ruler.opened.brief.config.eval.answer_ppl:
+        before = ruler.rate_answers(before, loaded)
     check_measurable(ruler.opened.brief.gates, before)
     if before.score("utility").value is None:
         no_yardstick = "No set to keep is measured, so the gate on utility will fail. Pass --retain or --holdout."

@@ -10,14 +10,19 @@ import torch
 
 from dualoptim_cli.data import Encoder, Examples
 from dualoptim_cli.evaluate.attacks import attack
-from dualoptim_cli.evaluate.evaluator import measure
+from dualoptim_cli.evaluate.evaluator import measure, report_phase
 from dualoptim_cli.evaluate.gates import Gate, Judgment, default_gates, judge, keep_disagreements
 from dualoptim_cli.evaluate.judges import JUDGES, Judge
+from dualoptim_cli.evaluate.observe import Observer
+from dualoptim_cli.evaluate.perplexity import perplexity, text_losses
 from dualoptim_cli.evaluate.results import Results, Sets
+from dualoptim_cli.evaluate.scores import set_seed
 from dualoptim_cli.events import Note, OnEvent
 from dualoptim_cli.job.opening import Opened
 from dualoptim_cli.job.phases import phase
 from dualoptim_cli.model.load import Loaded, Located, load
+from dualoptim_cli.model.locate import locate
+from dualoptim_cli.objectives.reference import at_rest
 from dualoptim_cli.plan import auto_lr
 
 KNOWN_PROBABILITY, KNOWN_RECALL = 0.1, 0.3
@@ -142,6 +147,31 @@ class Ruler:
         )
         settings = {**results.settings, "attacks": list(names), "relearn_lr": lr}
         return replace(results, attacks=recovered, settings=settings)
+
+    def rate_answers(self, results: Results, loaded: Loaded) -> Results:
+        """The results with `answer_ppl`: how this model rates the answers to rows to forget and of the hold-out."""
+        config = self.opened.brief.config
+        rated = {name: results.spoken[name] for name in self.opened.brief.rated if name in results.spoken}
+        sets = dict(results.sets)
+        units = sum(map(len, rated.values()))
+        with at_rest(loaded.model), report_phase("Rating the answers", units, self.on_event) as advance:
+            batch_size = config.eval.batch_size
+            observer = Observer(
+                loaded.model, loaded.tokenizer, max_new_tokens=1, batch_size=batch_size, advance=advance
+            )
+            for name, answers in rated.items():
+                seed = set_seed(config.eval.seed, f"{name}.answer_ppl")
+                score = perplexity(text_losses(observer, answers), seed, "lower")
+                sets[name] = {**sets[name], "answer_ppl": score}
+        return replace(results, sets=sets)
+
+    def rate_by_the_model_before(self, results: Results) -> Results:
+        """The same by the model that the run began with, which is loaded once more: nothing else may be in memory."""
+        adapter = self.opened.brief.adapter
+        began = self.opened.model
+        if adapter is not None:
+            began = locate(str(adapter), trust_remote_code=self.opened.brief.config.model.trust_remote_code)
+        return self.rate_answers(results, self.load(began, "the model as it was"))
 
     def judge(self, results: Results, before: Results | None) -> tuple[Judgment, ...]:
         """Hold the results against the job's gates."""

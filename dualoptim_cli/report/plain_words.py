@@ -79,6 +79,7 @@ def _facts(before: Results | None, after: Results) -> Iterator[str]:
             yield from _asked_in_other_words(earlier.get(reworded, {}), after.sets[reworded])
         yield from _declines(name, earlier.get(name, {}), now)
         yield from _degenerate(earlier.get(name, {}), now)
+        yield from _answer_ppl(earlier.get(name, {}), now)
     yield from _plain_text(earlier.get(GENERAL, {}), after.sets.get(GENERAL, {}))
     yield from _attacks(after)
 
@@ -133,6 +134,13 @@ def _degenerate(before: Scores, after: Scores) -> Iterator[str]:
     if now:
         earlier = _earlier(_measured(before, "degenerate"))
         yield f"{_answers_were(now)} degenerate (empty, broken off, or repeating itself){earlier}."
+
+
+def _answer_ppl(before: Scores, after: Scores) -> Iterator[str]:
+    now, was = _measured(after, "answer_ppl"), _measured(before, "answer_ppl")
+    if now:
+        earlier = f"; before, {_value(was):.1f}" if was else ""
+        yield f"To the model before, what it says now has a perplexity of {_value(now):.1f}{earlier}."
 
 
 def _plain_text(before: Scores, after: Scores) -> Iterator[str]:
@@ -191,6 +199,10 @@ def _not_measured(after: Results) -> Iterator[str]:
     forget = [name for name, scores in after.sets.items() if _is_to_forget(scores)]
     if forget and not any(name.endswith(REWORDED) for name in after.sets):
         yield "Whether it answers the same questions in other words."
+    for name in forget:
+        mentions = after.sets.get(name + REWORDED, {}).get("mentions")
+        if mentions is not None and mentions.value is None:
+            yield f"Whether it still names what is asked for in other words ({name}: {mentions.reason})."
     if forget and not any(_measured(after.sets[name], "mia_loss") for name in forget):
         yield "Whether the rows to forget can be told from rows that it never saw (--unseen)."
     if HOLDOUT not in after.sets:

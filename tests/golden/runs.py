@@ -110,6 +110,7 @@ BASE: dict[str, Any] = {
         "probe_rows": 6,
         "probe_answers": None,
         "reference": None,
+        "answer_ppl": False,
         "similarity_model": None,
         "entailment_model": None,
         "min_k": 0.2,

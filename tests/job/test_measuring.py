@@ -120,6 +120,18 @@ def test_a_gate_that_cannot_hold_on_these_rows_stops_the_run_before_training(tow
     assert not any(isinstance(event, PhaseStarted) and event.name == "training" for event in events)
 
 
+def test_answers_are_rated_by_the_model_before_and_a_gate_may_speak_of_it(town: Path, tmp_path: Path) -> None:
+    gates = ["forget.answer_ppl <= 1000*before"]
+    outcome = unlearn(config(town, answer_ppl=True, gates=gates, attacks="none"), tmp_path / "run")
+    before, after = (side.score("forget.answer_ppl") for side in (outcome.before, outcome.after))
+    assert before.value is not None
+    assert after.value is not None
+    assert 1 <= before.value <= after.value
+    assert outcome.judgments[0].value == after.value
+    with pytest.raises(UserError, match="answer_ppl"):
+        unlearn(config(town, gates=gates), tmp_path / "without")
+
+
 def test_rows_that_were_trained_on_are_not_unseen(town: Path, tmp_path: Path) -> None:
     asked = config(town)
     data = asked.data.model_copy(update={"unseen": str(town / "retain.jsonl")})

@@ -83,6 +83,25 @@ def test_questions_that_it_declines_are_counted_where_there_are_any() -> None:
     assert plain_words(*sides, []).facts == ("It declines 6 of the 25 questions of holdout, to keep; before, 0.",)
 
 
+def test_mentions_that_could_not_be_counted_stand_among_what_was_not_measured() -> None:
+    missing = Score(None, better="lower", reason="it needs 5 rows and has 3")
+    words = plain_words(None, Results({"forget": of_forget(2, 0.1), "forget.reworded": {"mentions": missing}}), [])
+    assert words.not_measured[0] == (
+        "Whether it still names what is asked for in other words (forget: it needs 5 rows and has 3)."
+    )
+
+
+def test_perplexities_are_told_beside_what_they_were() -> None:
+    sides = []
+    for value in (1.5, 3.25):
+        score = Score(value, better="lower")
+        sides.append(Results({"holdout": {"answer_ppl": score}, "general": {"ppl": score}}))
+    assert plain_words(*sides, []).facts == (
+        "To the model before, what it says now has a perplexity of 3.2; before, 1.5.",
+        "The perplexity of plain text, which tells of its language in general, is 3.2; before, 1.5.",
+    )
+
+
 def test_attacks_that_brought_nothing_back_share_one_sentence() -> None:
     attacks = {"int8": {"forget": {"rougeL": share(24, 200)}}, "int4": {"forget": {"rougeL": share(26, 200)}}}
     words = plain_words(BEFORE, Results(AFTER.sets, attacks=attacks), [SURE])
