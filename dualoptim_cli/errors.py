@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from enum import IntEnum
 from errno import ENOMEM
+from typing import Any
 
 
 class ExitCode(IntEnum):
@@ -38,6 +40,14 @@ def out_of_memory(error: BaseException) -> bool:
     return talks and any(saying in str(error) for saying in OUT_OF_MEMORY)
 
 
+PLACE = re.compile(r"(?P<file>[^\n]+?\.[\w.]+):(?P<line>\d+)(?=[: ])")
+"""`forget.jsonl:17 has no …`, `mine.yaml:3: …`"""
+SETTING = re.compile(
+    r"(?:^|: )(?:--set )?(?P<name>--[a-z][a-z0-9-]*|[a-z][\w-]*(?:\.[\w-]+)+)(?=: | is (?:missing|not a setting))"
+)
+"""`--lr: optimizer.lr: …`, `mine.yaml:3: data.max_length: …`, `model.name is missing`: the flag, else the setting."""
+
+
 class UserError(Exception):
     """A fault that the user can mend: what is the case, and the way out."""
 
@@ -47,6 +57,18 @@ class UserError(Exception):
         self.hint = hint
         self.code = code
         self.parts: tuple[UserError, ...] = ()  # the faults that this one lists, where it is a list
+
+    def to_json(self) -> dict[str, Any]:
+        """The fault as scripts read it: a message about a setting or a row begins with its name."""
+        place, setting = PLACE.match(self.message), SETTING.search(self.message)
+        return {
+            "kind": self.code.name.lower(),
+            "setting": setting and setting["name"],
+            "file": place and place["file"],
+            "line": int(place["line"]) if place else None,
+            "text": self.message,
+            "way_out": self.hint,
+        }
 
 
 def raise_all(faults: Sequence[UserError]) -> None:

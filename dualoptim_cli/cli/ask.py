@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -38,16 +37,12 @@ def ask(
     from dualoptim_cli.job.ask import ask as run_ask
 
     asked = [*(questions or []), *(load_questions(file) if file else [])]
-    if json:
-        progress: Any = nullcontext(lambda _: None)
-    else:
-        from dualoptim_cli.report.live.watch import watch
+    from dualoptim_cli.report.live.watch import watch
 
-        progress = watch(screen(), title="dualopt ask", subtitle=str(run))
-    with progress as on_event:
+    with watch(screen(), title="dualopt ask", subtitle=str(run)) as on_event:
         answers = run_ask(run, asked, max_new_tokens=max_new_tokens, on_event=on_event)
     if json:
-        emit([answered.to_json() for answered in answers])
+        emit({"answers": [answered.to_json() for answered in answers]})
     else:
         show_answers(answers)
 

@@ -24,30 +24,53 @@ OTHER_NAMES = {"--learning-rate": "--lr", "--output": "--out", "--output-dir": "
 NOISE = ("bitsandbytes", "kernels", "transformers", "accelerate", "datasets", "huggingface_hub", "httpx", "torch")
 
 
+JSON_VERSION = 1
+"""Of what `--json` writes, as `output.schema.json` describes it: another number where a reader must change."""
+
+
 def emit(value: Any) -> None:
-    """Write a result to stdout: JSON for a mapping or list, else text; what a terminal would obey is spelled out."""
+    """Write a result to stdout, text or a mapping as JSON; what a terminal would obey is spelled out."""
     from dualoptim_cli.text import harmless, in_json
 
-    text = harmless(value) if isinstance(value, str) else in_json(json.dumps(value, indent=2, ensure_ascii=False))
+    if isinstance(value, str):
+        text = harmless(value)
+    else:
+        text = in_json(json.dumps({"version": JSON_VERSION, **value}, indent=2, ensure_ascii=False))
     sys.stdout.write(text if text.endswith("\n") else text + "\n")
 
 
 def show(*things: Any) -> None:
-    """Write tables for a person to stderr, in color where the terminal has it; a string is a line, however long."""
+    """Write results for a person to stdout: tables, in color where the terminal has it, and lines, however long."""
+    _print(result_screen(), things)
+
+
+def tell(*things: Any) -> None:
+    """Write what goes along with a result to stderr, in the same way."""
+    _print(screen(), things)
+
+
+def _print(where: Any, things: Sequence[Any]) -> None:
     from rich.text import Text
 
     from dualoptim_cli.text import safe
 
     for thing in things:
         line = isinstance(thing, str)
-        screen().print(Text(safe(thing)) if line else thing, soft_wrap=line, highlight=False)
+        where.print(Text(safe(thing)) if line else thing, soft_wrap=line, highlight=False)
 
 
 def screen() -> Any:
-    """A rich console on stderr."""
+    """A rich console on stderr, for progress and errors."""
     from dualoptim_cli.report.screen import Screen
 
     return Screen(stderr=True)
+
+
+def result_screen() -> Any:
+    """A rich console on stdout, for results."""
+    from dualoptim_cli.report.screen import Screen
+
+    return Screen()
 
 
 def run_app(app: typer.Typer, arguments: Sequence[str]) -> NoReturn:
@@ -98,7 +121,8 @@ def _fail(error: UserError, as_json: bool, debug: bool) -> int:
     if debug:
         sys.stderr.write(_trace(sys.exc_info()[1]))
     if as_json:
-        emit({"error": {"message": error.message, "hint": error.hint, "exit_code": int(error.code)}})
+        report = {"message": error.message, "hint": error.hint, "exit_code": int(error.code)}
+        emit({"error": report, "faults": [fault.to_json() for fault in error.parts or (error,)]})
     else:
         from rich.text import Text
 

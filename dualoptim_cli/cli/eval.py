@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dualoptim_cli.cli.console import emit, quiet_libraries, screen, show
+from dualoptim_cli.cli.console import emit, quiet_libraries, result_screen, screen, show, tell
 from dualoptim_cli.cli.options import (
     COLUMNS,
     HOW,
@@ -140,7 +140,7 @@ def evaluate(
     suites = [_suite(text) for text in suite or []]
     if out is not None:
         check_target(out, "--out", is_results, force=force)
-    with _progress(config.model.name, quiet=quiet or json) as on_event:
+    with _progress(config.model.name, quiet=quiet) as on_event:
         from dualoptim_cli.job.evaluate import evaluate as run
 
         evaluation = run(
@@ -159,7 +159,7 @@ def evaluate(
     elif not quiet:
         _show(evaluation, against, out)
     elif not evaluation.passed:
-        show(evaluation.verdict)
+        tell(evaluation.verdict)
     if not evaluation.passed:
         raise typer.Exit(ExitCode.GATE)
 
@@ -214,7 +214,7 @@ def _show(found: Evaluation, against: str | None, out: Path | None) -> None:
     sides = {} if found.before is None else {"against" if against else "before": found.before}
     yardstick = {"reference": found.reference} if found.reference else {}
     sides = {**sides, "model": found.results, **yardstick} if sides else {**yardstick, "model": found.results}
-    width = screen().width
+    width = result_screen().width
     show(summary(plain_words(found.before, found.results, found.judgments)))
     show(scores(sides, width=width))
     if found.results.attacks:
@@ -223,4 +223,4 @@ def _show(found: Evaluation, against: str | None, out: Path | None) -> None:
         show(gates(found.judgments, width=width))
         show(found.verdict)
     if out is not None:
-        show(f"The results are in {out}.")
+        tell(f"The results are in {out}.")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dualoptim_cli.cli.console import emit, quiet_libraries, show
+from dualoptim_cli.cli.console import emit, quiet_libraries, tell
 from dualoptim_cli.cli.options import Debug
 from dualoptim_cli.cli.targets import check_target, is_picture
 from dualoptim_cli.errors import UserError
@@ -52,7 +52,7 @@ def inspect_state(
     states = state.of_layers(state.load(path, compared), layer or ())
     if plot:
         drawing.write(state.heat_map(states), plot)
-        show(f"The heat map is in {plot}.")
+        tell(f"The heat map is in {plot}.")
     if json:
         emit(states.to_json())
         return

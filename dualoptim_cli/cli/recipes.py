@@ -28,7 +28,7 @@ def list_recipes(json: Json = False) -> None:
 
     descriptions = {name: describe(path) for name, path in shipped_recipes().items()}
     if json:
-        emit([{"name": name, "description": text} for name, text in descriptions.items()])
+        emit({"recipes": [{"name": name, "description": text} for name, text in descriptions.items()]})
         return
     width = max(map(len, descriptions))
     for name, text in descriptions.items():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dualoptim_cli.cli.console import emit, quiet_libraries, screen, show
+from dualoptim_cli.cli.console import emit, quiet_libraries, screen, tell
 from dualoptim_cli.cli.options import (
     HOW,
     RESULT,
@@ -118,10 +118,10 @@ def sweep(
     runs = _runs(file, recipe, vary or [], seeds, set_ or [], given, quiet=quiet)
     result = _run(runs, out, jobs=jobs, gpus=gpus, quiet=quiet)
     for failure in result.failed:
-        show(f"Failed: {failure}")
+        tell(f"Failed: {failure}")
     missing = len(result.runs) - len(result.finished) - len(result.failed)
     if missing:
-        show(f"{missing} runs were not begun. The same command goes on.")
+        tell(f"{missing} runs were not begun. The same command goes on.")
     if result.finished:
         from dualoptim_cli.report.reading import read
 
@@ -131,9 +131,9 @@ def sweep(
         emit(formats.render_all(reading.tables, form, width=width))
         for path in _write(reading, result, out, look if draws else None):
             if not quiet:
-                show(f"Written: {path}")
+                tell(f"Written: {path}")
     if result.code == ExitCode.GATE and not quiet:
-        show("Every run is finished; a gate failed in some.")
+        tell("Every run is finished; a gate failed in some.")
     if result.code:
         raise typer.Exit(result.code)
 
@@ -175,7 +175,7 @@ def _runs(
         lines |= dict.fromkeys(f"{run.group}: its optimizer has no {key}." for key in run.left_out)
     for line in lines:
         if not quiet:
-            show(line)
+            tell(line)
     return runs
 
 
@@ -197,7 +197,7 @@ def _run(runs: Sequence[Run], out: Path, *, jobs: int, gpus: str | None, quiet: 
 
     def say(line: str) -> None:
         if not quiet:
-            show(line)
+            tell(line)
 
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file, not a folder.", "Choose another --out.")

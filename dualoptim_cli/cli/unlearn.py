@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dualoptim_cli.cli.console import emit, quiet_libraries, screen, show
+from dualoptim_cli.cli.console import emit, quiet_libraries, result_screen, screen, show, tell
 from dualoptim_cli.cli.options import (
     COLUMNS,
     HOW,
@@ -200,7 +200,7 @@ def unlearn(
 
     target = out or _default_out(resolved)
     with (
-        _panel(resolved.config.model.name, quiet=quiet or json) as panel,
+        _panel(resolved.config.model.name, quiet=quiet) as panel,
         interruptible(target, panel, resume=resume) as interrupts,
     ):
         from dualoptim_cli.job import unlearn as run
@@ -222,7 +222,7 @@ def unlearn(
         if show_samples:
             _show_samples(outcome)
     elif not outcome.passed:
-        show(outcome.verdict)
+        tell(outcome.verdict)
     if not outcome.passed:
         raise typer.Exit(ExitCode.GATE)
 
@@ -310,7 +310,7 @@ def _show_outcome(outcome: Outcome) -> None:
     from dualoptim_cli.report.plain_words import plain_words
     from dualoptim_cli.report.tables.scores import attacks, before_after, gates, summary
 
-    width = screen().width
+    width = result_screen().width
     show(summary(plain_words(outcome.before, outcome.after, outcome.judgments, knew=outcome.knew)))
     show(before_after(outcome.before, outcome.after, outcome.reference, width=width))
     if outcome.after.attacks:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dualoptim_cli.cli.console import emit, show
+from dualoptim_cli.cli.console import emit, tell
 from dualoptim_cli.cli.options import Debug, Json
 from dualoptim_cli.errors import ExitCode, UserError
 
@@ -62,7 +62,7 @@ def find_key(run: Path, named: Path | None) -> bytes | None:
 
 def say(line: str) -> None:
     """A line for a person, on stderr: as long as it is, since paths and digests are copied from it."""
-    show(line)
+    tell(line)
 
 
 def _tell(found: Verification) -> None:

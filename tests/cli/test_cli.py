@@ -93,25 +93,37 @@ def test_result_as_json_is_all_that_stdout_gets(dualopt: Any, town: Path) -> Non
     assert result["passed"] is True
     assert result["out"] == "run"
     assert result["after"]["sets"]["holdout"]["rougeL"]["n"] == 10
-    assert done.err == ""
+    assert result["version"] == 1
+    assert "Measuring before" in done.err, "a job that nobody watches says where it is, with --json too"
     assert "request_id: DEL-7" in Path("run/config.yaml").read_text()
 
 
 def test_failed_gate_exits_3_and_keeps_the_model_marked(dualopt: Any, town: Path) -> None:
     done = dualopt(*arguments(town, "--out", "run", "--gate", "retain.rougeL <= 0.01"))
     assert done.code == 3
-    assert "FAIL" in done.err
-    assert "run/record.html" in done.err
-    assert "gates failed: retain.rougeL <= 0.01" in done.err
+    assert "FAIL" in done.out
+    assert "run/record.html" in done.out
+    assert "gates failed: retain.rougeL <= 0.01" in done.out
     assert Path("run/model/model.safetensors").is_file()
     assert json.loads(Path("run/model/dualopt.json").read_text())["passed"] is False
 
 
-def test_progress_goes_to_stderr_in_plain_lines_without_a_terminal(dualopt: Any, town: Path) -> None:
+def test_progress_goes_to_stderr_and_results_to_stdout_in_plain_lines(dualopt: Any, town: Path) -> None:
     done = dualopt(*arguments(town, "--out", "run"))
-    assert done.out == ""
     assert "Measuring before" in done.err
-    assert "\x1b" not in done.err
+    assert "Measuring before" not in done.out
+    for word in ("rougeL", "holdout", "record.html"):
+        assert word in done.out
+    assert "\x1b" not in done.err + done.out
+
+
+def test_json_with_quiet_is_silent_on_stderr_and_a_dry_run_is_a_result(dualopt: Any, town: Path) -> None:
+    done = dualopt(*arguments(town, "--out", "run", "--dry-run", "--json", "--quiet"))
+    assert (done.code, done.err) == (0, "")
+    assert json.loads(done.out)["version"] == 1
+    table = dualopt(*arguments(town, "--out", "run", "--dry-run"))
+    assert "tokens" in table.out
+    assert not Path("run").exists()
 
 
 def test_quiet_says_nothing(dualopt: Any, town: Path) -> None:
@@ -262,9 +274,9 @@ def test_lab_model_forgets_and_stories_model_is_told_it_never_knew(dualopt: Any,
     common += ["--set", "eval.rows=8", "--device", "cpu"]
     known = dualopt(*common, "--model", lab / "models/tofu-2m5-target", "--out", "lab")
     assert known.code in {0, 3}, known.err
-    assert "Nothing to forget" not in known.err
+    assert "Nothing to forget" not in known.out
     unknown = dualopt(*common, "--model", lab / "models/stories260k", "--out", "stories")
-    assert "Nothing to forget" in unknown.err
+    assert "Nothing to forget" in unknown.out
     assert Path("stories/model/model.safetensors").is_file()
 
 

@@ -91,7 +91,7 @@ def test_one_deletion_on_top_of_another_is_one_adapter_with_both_in_it(
     assert before == pytest.approx({key: after[key] for key in before}, abs=1e-4)
     done = dualopt("merge-lora", "--adapter", first, "--adapter", second, "--out", tmp_path / "merged")
     assert done.code == 0
-    assert f"{(first / 'adapter').resolve()} is left out: a later adapter has taken it up." in done.err
+    assert f"{(first / 'adapter').resolve()} is left out: a later adapter has taken it up." in done.out
     ours, theirs = (values(measured(dualopt, town, tmp_path / each)) for each in ("second", "merged"))
     assert ours == pytest.approx(theirs, abs=1e-5)
 
@@ -147,6 +147,6 @@ def test_faults_are_told_in_the_users_words(dualopt: Any, town: Path, tmp_path: 
 
 def test_a_run_names_the_command_that_merges_its_adapter(dualopt: Any, town: Path) -> None:
     done = dualopt(*arguments(town, *LORA, "--out", "run"))
-    (command,) = re.findall(r"`dualopt (merge-lora [^`]+)`", done.err)
+    (command,) = re.findall(r"`dualopt (merge-lora [^`]+)`", done.out)
     assert dualopt(*command.split()).code == 0
     assert Path("MODEL/model.safetensors").is_file()

@@ -34,7 +34,7 @@ def test_list_says_in_a_line_what_each_recipe_does(capsys: pytest.CaptureFixture
     shipped = {name: describe(path) for name, path in shipped_recipes().items()}
     assert [line.split(maxsplit=1) for line in out.splitlines()] == [[name, text] for name, text in shipped.items()]
     _, out, _ = dualopt(capsys, "recipes", "list", "--json")
-    assert json.loads(out) == [{"name": name, "description": text} for name, text in shipped.items()]
+    assert json.loads(out)["recipes"] == [{"name": name, "description": text} for name, text in shipped.items()]
 
 
 def test_check_reports_faults_of_every_kind_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +60,7 @@ def test_check_reports_faults_of_every_kind_at_once(tmp_path: Path, capsys: pyte
 def test_check_finds_no_fault_in_shipped_recipes(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert dualopt(capsys, "recipes", "check", name) == (0, f"{name}: no faults.\n", "")
     _, out, _ = dualopt(capsys, "recipes", "check", name, "--json")
-    assert json.loads(out) == {"recipe": name, "faults": []}
+    assert json.loads(out) == {"version": 1, "recipe": name, "faults": []}
 
 
 def test_copied_recipe_is_the_shipped_one_and_is_not_written_over(
