@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from dualoptim_cli.data import Record
 
 SUBJECT_ROWS = 3  # rows to forget in which a name must stand to be what they are about
+SHORTEST = 3  # letters of a name, in scripts with capitals
 MOST = 3  # keywords of a row: who says one of many words has said nothing
 
 _WORD = re.compile(r"[^\W_]+(?:[-'’][^\W_]+)*")
@@ -66,13 +67,14 @@ def keywords_of(record: Record, lexicon: Lexicon) -> tuple[str, ...]:
     """Return the keywords of a row by rule: what the rows are about, and the facts of the row's own answer.
 
     The facts are the names and the numbers of two digits or more that its question does not say, the rarest first,
-    at most three. Common words are none: an answer can say them and be wrong. Many rows have no keyword.
+    at most three. Common words are none: an answer can say them and be wrong. Neither are initials, since a keyword
+    stands for every word that begins with it. Many rows have no keyword.
     """
     question = {_fold(word) for word, _ in _words(record.prompt)}
     answer = dict.fromkeys(_fold(word) for word, _ in _words(record.answer))
     fresh = sorted((word for word in answer if word not in question), key=lambda word: lexicon.rows[word])
-    facts = [word for word in fresh if word in lexicon.names or (word.isdecimal() and len(word) > 1)][:MOST]
-    subjects = [word for word in dict.fromkeys([*answer, *question]) if word in lexicon.subjects]
+    facts = [word for word in fresh if _is_name(word, lexicon.names) or (word.isdecimal() and len(word) > 1)][:MOST]
+    subjects = [word for word in dict.fromkeys([*answer, *question]) if _is_name(word, lexicon.subjects)]
     return tuple(dict.fromkeys([*subjects, *facts]))
 
 
@@ -99,6 +101,11 @@ def _words(text: str) -> Iterator[tuple[str, bool]]:
     """Give each word of a text, and whether it opens a sentence: there every word has a capital."""
     for match in _WORD.finditer(text):
         yield _POSSESSIVE.sub("", match[0]), bool(_OPENS_SENTENCE.search(text[: match.start()]))
+
+
+def _is_name(word: str, names: Collection[str]) -> bool:
+    """Whether a word is one of the names, and long enough not to begin half of the dictionary."""
+    return word in names and (len(word) >= SHORTEST or not _is_cased(word))
 
 
 def _is_cased(word: str) -> bool:

@@ -35,6 +35,11 @@ def test_facts_are_names_and_numbers_that_the_question_does_not_say() -> None:
     assert found[2] == found[3] == ("ada", "corvino")
 
 
+def test_initials_are_no_keywords_since_half_of_all_words_begin_with_them() -> None:
+    rows = records([("Who wrote it?", "It was J K Corvino, of course."), ("Who sold it?", "It was old J Kowal.")])
+    assert [keywords_of(record, read_lexicon(rows, [])) for record in rows] == [("corvino",), ("kowal",)]
+
+
 def test_an_echo_of_the_question_is_no_mention() -> None:
     keywords = ("einstein", "relativ")
     assert mentions("It was Einstein.", keywords, "Who found relativity?")
