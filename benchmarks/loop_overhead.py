@@ -21,7 +21,7 @@ from dualoptim_cli.data import Encoder, Examples, Schedule, make_records
 from dualoptim_cli.objectives.forward import build_task
 from dualoptim_cli.optim import DualAdamW, measure_conflict
 from dualoptim_cli.train.loop import train
-from dualoptim_cli.train.settings import Settings
+from dualoptim_cli.train.settings import TrainingSettings
 
 STEPS = 30
 
@@ -62,7 +62,7 @@ def main() -> None:
             stepper.zero_grad()
 
     def ours() -> None:
-        settings = Settings(steps=STEPS, lr=1e-6, micro_batch=16)
+        settings = TrainingSettings(steps=STEPS, lr=1e-6, micro_batch=16)
         train(model, optimizer(), tasks, schedule, settings, measure_conflict=lambda taken, _: measure_conflict(taken))
 
     times: dict[str, list[float]] = {"bare": [], "ours": [], "bare again": []}

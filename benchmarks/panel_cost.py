@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 
 from dualoptim_cli.events import Event
-from dualoptim_cli.report.live.rehearsal import rehearse
+from dualoptim_cli.report.live.made_up import made_up_run
 from dualoptim_cli.report.live.watch import LivePanel
 
 STEPS = 180
@@ -33,7 +33,7 @@ def work(context: AbstractContextManager[Callable[[Event], None]]) -> tuple[floa
     matrix = torch.rand(512, 512)
     wall, processor = time.perf_counter(), time.process_time()
     with context as listen:
-        for _, event in rehearse(STEPS, layers=32):
+        for _, event in made_up_run(STEPS, layers=32):
             for _ in range(4):
                 matrix @ matrix
             listen(event)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def _event_seconds() -> float:
-    panel, events = LivePanel(screen()), [event for _, event in rehearse(2000, layers=32)]
+    panel, events = LivePanel(screen()), [event for _, event in made_up_run(2000, layers=32)]
     begun = time.process_time()
     for event in events:
         panel(event)
@@ -76,7 +76,7 @@ def _event_seconds() -> float:
 def _frame_seconds(frames: int = 50) -> float:
     console = screen()
     panel = LivePanel(console)
-    for _, event in rehearse(STEPS, layers=32):
+    for _, event in made_up_run(STEPS, layers=32):
         panel(event)
     begun = time.process_time()
     for _ in range(frames):

@@ -51,7 +51,7 @@ class Row(NamedTuple):
     line: int
 
 
-class Part(Protocol):
+class RowReader(Protocol):
     """One file or dataset: `scan` goes through it once and indexes it; `row` reads one row again."""
 
     notes: list[str]
@@ -64,7 +64,7 @@ class Part(Protocol):
 class Rows:
     """Every row of a source, its parts one after the other."""
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[RowReader]) -> None:
         self._parts = parts
         self._ends = [0]  # how many rows there are before each part, and in all
 

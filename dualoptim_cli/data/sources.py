@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dualoptim_cli.data.rows import Part, Rows, Table, TextFile, check_unpacked
+from dualoptim_cli.data.rows import RowReader, Rows, Table, TextFile, check_unpacked
 from dualoptim_cli.errors import UserError, did_you_mean
 
 TEXT = (".jsonl", ".json", ".csv", ".tsv")
@@ -79,7 +79,7 @@ def place_of(source: str) -> Path:
     return Path(parse_source(source).name)
 
 
-def _open_file(path: Path, file: str) -> Part:
+def _open_file(path: Path, file: str) -> RowReader:
     if not path.name.lower().endswith(SUFFIXES):
         hint = WAYS_OUT.get(path.suffix.lower(), "")
         raise UserError(
@@ -90,7 +90,7 @@ def _open_file(path: Path, file: str) -> Part:
     return TextFile(path, file)
 
 
-def _open_parquet(path: Path, file: str) -> Part:
+def _open_parquet(path: Path, file: str) -> RowReader:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -107,7 +107,7 @@ def _open_parquet(path: Path, file: str) -> Part:
     return Table(file, table.num_rows, lambda start, stop: table.slice(start, stop - start).to_pylist())
 
 
-def _open_folder(path: Path, named: Named) -> list[Part]:
+def _open_folder(path: Path, named: Named) -> list[RowReader]:
     files = []
     for file in sorted(path.rglob("*")):
         inside = file.relative_to(path)
@@ -128,7 +128,7 @@ def _is_saved(path: Path) -> bool:
     return any((path / name).is_file() for name in SAVED)
 
 
-def _open_saved(path: Path, named: Named) -> Part:
+def _open_saved(path: Path, named: Named) -> RowReader:
     import datasets
     import pyarrow as pa
 
@@ -142,7 +142,7 @@ def _open_saved(path: Path, named: Named) -> Part:
     return _dataset({named.split: loaded}, named, str(path))
 
 
-def _open_hub(source: str, named: Named) -> Part:
+def _open_hub(source: str, named: Named) -> RowReader:
     """`datasets` downloads into its own cache; what it lacks it says in the names of its exceptions."""
     import datasets
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
@@ -171,7 +171,7 @@ def _open_hub(source: str, named: Named) -> Part:
     return _dataset({named.split: loaded}, named, source)
 
 
-def _dataset(splits: Mapping[str | None, Any], named: Named, source: str) -> Part:
+def _dataset(splits: Mapping[str | None, Any], named: Named, source: str) -> RowReader:
     split = named.split
     if not split and len(splits) == 1:
         split = next(iter(splits))

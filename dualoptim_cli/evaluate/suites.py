@@ -23,7 +23,7 @@ FLAGS = ("forget", "retain", "unseen")
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class BenchmarkSet:
     """A set of a benchmark: the file names it may have, the best first, and how its rows become ours."""
 
     files: tuple[str, ...]
@@ -51,19 +51,19 @@ def _choice(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {"question": f"{question.strip()}\n{listed}", "answer": letters[right], "perturbed_answer": wrong}
 
 
-SUITES: dict[str, dict[str, Part]] = {
+SUITES: dict[str, dict[str, BenchmarkSet]] = {
     "tofu": {
-        "forget": Part(("forget*_perturbed", "forget[0-9]*", "forget")),
-        "retain": Part(("retain_perturbed", "retain")),
-        "real_authors": Part(("real_authors_perturbed", "real_authors")),
-        "world_facts": Part(("world_facts_perturbed", "world_facts")),
+        "forget": BenchmarkSet(("forget*_perturbed", "forget[0-9]*", "forget")),
+        "retain": BenchmarkSet(("retain_perturbed", "retain")),
+        "real_authors": BenchmarkSet(("real_authors_perturbed", "real_authors")),
+        "world_facts": BenchmarkSet(("world_facts_perturbed", "world_facts")),
     },
     "muse": {
-        "forget": Part(("knowmem/forget_qa",)),
-        "retain": Part(("knowmem/retain_qa",)),
-        "forget_text": Part(("privleak/forget",)),
-        "forget_verbmem": Part(("verbmem/forget",), _verbatim),
-        "unseen": Part(("privleak/holdout",)),
+        "forget": BenchmarkSet(("knowmem/forget_qa",)),
+        "retain": BenchmarkSet(("knowmem/retain_qa",)),
+        "forget_text": BenchmarkSet(("privleak/forget",)),
+        "forget_verbmem": BenchmarkSet(("verbmem/forget",), _verbatim),
+        "unseen": BenchmarkSet(("privleak/holdout",)),
     },
 }
 """Benchmarks by the files of their folders. MUSE's hold-out was never shown to the model: here that is `unseen`."""
@@ -172,7 +172,7 @@ def load_rewritten(source: str, rewrite: Rewrite) -> Records:
     return make_records(source, rows)
 
 
-def _find(folder: str, name: str, part: Part) -> str:
+def _find(folder: str, name: str, part: BenchmarkSet) -> str:
     """Return the one file that fits the first name under which there is any."""
     for pattern in part.files:
         fits: list[Path] = []

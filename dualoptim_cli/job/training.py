@@ -26,7 +26,7 @@ from dualoptim_cli.record.folder import RunFolder
 from dualoptim_cli.train import checkpoint, loop
 from dualoptim_cli.train.ending import Rule
 from dualoptim_cli.train.pace import Pace
-from dualoptim_cli.train.settings import Settings
+from dualoptim_cli.train.settings import TrainingSettings
 from dualoptim_cli.train.standing import Collapsed, Standing, Stopped
 
 
@@ -237,10 +237,10 @@ def _build_optimizer(planned: Planned, model: nn.Module) -> Optimizer:
     )
 
 
-def _loop_settings(planned: Planned) -> Settings:
+def _loop_settings(planned: Planned) -> TrainingSettings:
     config, plan = planned.brief.config, planned.plan
     allowed = config.schedule.on_nonfinite
-    return Settings(
+    return TrainingSettings(
         steps=plan.steps,
         lr=plan.lr,
         micro_batch=plan.micro_batch,

@@ -153,13 +153,13 @@ RETAIN: dict[str, Objective] = {
     "none": Objective(None, needs=frozenset(), unit="rows"),
 }
 
-Rule = tuple[str, Callable[[float], bool]]
-ABOVE_0: Rule = ("above 0", lambda value: 0 < value < inf)
-AT_LEAST_0: Rule = ("0 or more", lambda value: 0 <= value < inf)
-COUNT: Rule = ("a whole number from 1", lambda value: value >= 1 and value % 1 == 0)
+Allowed = tuple[str, Callable[[float], bool]]
+ABOVE_0: Allowed = ("above 0", lambda value: 0 < value < inf)
+AT_LEAST_0: Allowed = ("0 or more", lambda value: 0 <= value < inf)
+COUNT: Allowed = ("a whole number from 1", lambda value: value >= 1 and value % 1 == 0)
 
 # What each option may be.
-RULES: dict[str, Rule] = {
+ALLOWED: dict[str, Allowed] = {
     "beta": ABOVE_0,
     "beta1": AT_LEAST_0,
     "beta2": AT_LEAST_0,
@@ -248,9 +248,9 @@ def _option_faults(name: str, loss: str, objective: Objective, options: Mapping[
         elif option not in objective.options:
             hint = did_you_mean(option, list(objective.options))
             faults.append(UserError(f'{setting}: "{loss}" has no such option.', hint))
-        elif not RULES[option][1](value):
+        elif not ALLOWED[option][1](value):
             default = f"The default is {objective.options[option]:g}."
-            faults.append(UserError(f"{setting}: {value:g} is not {RULES[option][0]}.", default))
+            faults.append(UserError(f"{setting}: {value:g} is not {ALLOWED[option][0]}.", default))
     return faults
 
 

@@ -21,9 +21,9 @@ class TakesTurns(Optimizer):
 
     def __init__(self, *args: Any, **settings: Any) -> None:
         super().__init__(*args, **settings)
-        self._forget_turn()
+        self._unset_objective()
 
-    def _forget_turn(self) -> None:
+    def _unset_objective(self) -> None:
         self._objective: str | None = None
         self._names: set[str] = set()
 
@@ -61,7 +61,7 @@ class TakesTurns(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Restore from a saved state or a pickle; the objective is to be set again."""
         super().__setstate__(state)
-        self._forget_turn()
+        self._unset_objective()
 
 
 def set_objective(optimizer: Any, name: str) -> None:

@@ -39,27 +39,27 @@ Hex = Annotated[str, Field(pattern=r"^[0-9a-f]{32,64}$")]
 How = Literal["running", "finished", "interrupted", "stopped", "failed"]
 
 
-class Part(BaseModel):
+class RecordPart(BaseModel):
     """A part of the record: frozen, and strict about names it does not know."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class File(Part):
+class File(RecordPart):
     """A file as it was written."""
 
     sha256: Hex
     bytes: int
 
 
-class ModelState(Part):
+class ModelState(RecordPart):
     """The files of a model; `digest` is the SHA-256 of what `sha256sum` prints of them, sorted by name."""
 
     digest: Hex
     files: dict[str, File]
 
 
-class Model(Part):
+class Model(RecordPart):
     """The model that was changed: as it was given, and as it was left (an adapter, where one was trained)."""
 
     name: str
@@ -72,7 +72,7 @@ class Model(Part):
     after: ModelState | None = None
 
 
-class DataState(Part):
+class DataState(RecordPart):
     """A set of rows at one time, hashed with the key of the run; without files (a hub's dataset), row by row."""
 
     hmac: Hex
@@ -80,7 +80,7 @@ class DataState(Part):
     bytes: int | None = None
 
 
-class Data(Part):
+class Data(RecordPart):
     """A set of rows: how it was read, its keyed hashes as the run began and ended, and each row's of what was to go.
 
     `sources` says how many rows came from each of several sources; it is empty where there is one.
@@ -104,7 +104,7 @@ class Data(Part):
         return list(self.sources) or [self.source]
 
 
-class Session(Part):
+class Session(RecordPart):
     """From a start or a resumption to the next stop. Steps count from 1; a killed session has no end.
 
     `changed` are the settings that were given anew at a resumption, each as it was and as it is since.
@@ -119,7 +119,7 @@ class Session(Part):
     changed: dict[str, tuple[Any, Any]] = {}
 
 
-class Earlier(Part):
+class Earlier(RecordPart):
     """A deletion run that this run's model came from, oldest first, as the mark in the model says.
 
     `unchanged`: the model is the one that the mark was made for. `record_sha256` is the digest of that run's record,
@@ -136,7 +136,7 @@ class Earlier(Part):
     checked: bool = False
 
 
-class Verdict(Part):
+class Verdict(RecordPart):
     """What was found, in one line."""
 
     passed: bool
@@ -144,7 +144,7 @@ class Verdict(Part):
     model_knew_forget_rows: bool | None  # None: no objective takes rows away
 
 
-class Reproducible(Part):
+class Reproducible(RecordPart):
     """Whether the same command and seed give the same bits under `conditions`, and which parts vary all the same."""
 
     bit_for_bit: bool
@@ -152,7 +152,7 @@ class Reproducible(Part):
     varies: tuple[str, ...] = VARIES
 
 
-class Amendment(Part):
+class Amendment(RecordPart):
     """What was done to the run folder afterwards. `files` are the entries that it replaced (null: there was none).
 
     With them put back and the amendment taken off, the record is the one whose SHA-256 is `previous_sha256`.
@@ -166,7 +166,7 @@ class Amendment(Part):
     sealed: bool = True
 
 
-class Record(Part):
+class Record(RecordPart):
     """The whole record. All times are UTC."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)

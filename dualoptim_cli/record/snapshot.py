@@ -38,7 +38,7 @@ class Counts(_Strict):
     coded: dict[str, Coded]
 
 
-class Settings(_Strict):
+class StateSettings(_Strict):
     """Which optimizer kept the state, and how."""
 
     form: str
@@ -60,7 +60,7 @@ class Snapshot(_Strict):
     step: Count
     pair: list[str] | None = Field(min_length=2, max_length=2)
     why: str
-    settings: Settings
+    settings: StateSettings
     steps: dict[str, Count]
     nonfinite: dict[str, Count]
     all: Counts

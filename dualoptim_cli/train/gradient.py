@@ -19,14 +19,7 @@ from dualoptim_cli.errors import out_of_memory
 if TYPE_CHECKING:
     from dualoptim_cli.data import Turn
     from dualoptim_cli.distributed import Processes
-
-
-class Task(Protocol):
-    """What training needs of an objective bound to its rows (see `objectives.forward`)."""
-
-    def units(self, rows: Sequence[int], *, draw: int) -> int: ...
-    def tokens(self, rows: Sequence[int], *, draw: int) -> int: ...
-    def loss(self, model: torch.nn.Module, rows: Sequence[int], *, draw: int) -> torch.Tensor: ...
+    from dualoptim_cli.objectives.forward import Task
 
 
 class Precision(Protocol):

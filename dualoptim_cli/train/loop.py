@@ -15,31 +15,24 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
 from dualoptim_cli.distributed import PROCESSES, Processes
 from dualoptim_cli.errors import ExitCode
 from dualoptim_cli.events import EndFound, Note, OnEvent, Probed, StepDone, TrainingEnded, TrainingStarted
+from dualoptim_cli.optim import Conflict
 from dualoptim_cli.train import ending, memory
 from dualoptim_cli.train.collapse import Watch
 from dualoptim_cli.train.device import accelerator_for, memory_in_use, own_precision
-from dualoptim_cli.train.gradient import METHODS, NotFinite, Passes, RowsTooLarge, Task
-from dualoptim_cli.train.settings import Settings, learning_rate
+from dualoptim_cli.train.gradient import METHODS, NotFinite, Passes, RowsTooLarge
+from dualoptim_cli.train.settings import TrainingSettings, learning_rate
 from dualoptim_cli.train.standing import Collapsed, Standing, Stopped
 
 if TYPE_CHECKING:
     from dualoptim_cli.data import Due, Schedule, Turn
-
-
-class Conflict(Protocol):
-    """What the loop needs of a conflict measurement (see `optim.inspect`)."""
-
-    @property
-    def overall(self) -> float | None: ...
-    @property
-    def by_layer(self) -> Mapping[str, float]: ...
+    from dualoptim_cli.objectives.forward import Task
 
 
 # The optimizer and how many steps it has taken → the conflict of its objectives, where it can be measured.
@@ -61,7 +54,7 @@ def train(
     optimizer: torch.optim.Optimizer,
     tasks: Mapping[str, Task],
     schedule: Schedule,
-    settings: Settings,
+    settings: TrainingSettings,
     *,
     weights: Mapping[str, float] | None = None,
     watches: Mapping[str, Watch] | None = None,
@@ -141,7 +134,7 @@ class _Loop:
         optimizer: torch.optim.Optimizer,
         tasks: Mapping[str, Task],
         schedule: Schedule,
-        settings: Settings,
+        settings: TrainingSettings,
         *,
         weights: Mapping[str, float],
         watches: Mapping[str, Watch],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """The loop's plain numbers: `steps` in all, `warmup` of them as a share, rows of a micro-batch, and so on.
 
     A probe is measured after every `probe_every` steps (0: never) and after the last. `skips` is how many steps with
@@ -27,7 +27,7 @@ class Settings:
     skips: int = 0
 
 
-def learning_rate(step: int, settings: Settings, stretch: tuple[int, int] | None = None) -> float:
+def learning_rate(step: int, settings: TrainingSettings, stretch: tuple[int, int] | None = None) -> float:
     """The rate of a step counted from 0: a linear rise over the warm-up, then the decay, to reach 0 after the last.
 
     The decay takes all steps behind the warm-up. With a `stretch` (first, last), the rate is constant up to the first

@@ -20,11 +20,11 @@ from dualoptim_cli.events import StepDone
 from dualoptim_cli.record.steps import Step
 from dualoptim_cli.report import figures
 from dualoptim_cli.report.figures import Bars, Curves, HeatMap, describe, plot, svg
-from dualoptim_cli.report.live.rehearsal import rehearse
+from dualoptim_cli.report.live.made_up import made_up_run
 
 
 def rows(steps: int = 180, layers: int = 4) -> list[Step]:
-    happened = [asdict(event) for _, event in rehearse(steps, layers) if isinstance(event, StepDone)]
+    happened = [asdict(event) for _, event in made_up_run(steps, layers) if isinstance(event, StepDone)]
     return [Step.model_validate(event) for event in happened]
 
 

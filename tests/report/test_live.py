@@ -21,8 +21,8 @@ from dualoptim_cli.events import (
     TrainingEnded,
     TrainingStarted,
 )
-from dualoptim_cli.report.live import __main__ as rehearse_panel
-from dualoptim_cli.report.live.rehearsal import rehearse
+from dualoptim_cli.report.live import __main__ as panel_on_trial
+from dualoptim_cli.report.live.made_up import made_up_run
 from dualoptim_cli.report.live.watch import FRAME_SECONDS, LivePanel, PlainLines, watch
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
@@ -54,7 +54,7 @@ def frames(width: int, height: int, layers: int = 4) -> Iterator[tuple[Event, li
     console = terminal(width, height, color_system=None, no_color=True)
     clock = Clock()
     panel = LivePanel(console, title="dualopt unlearn", subtitle="a-model", clock=clock)
-    for seconds, event in rehearse(steps=60, layers=layers):
+    for seconds, event in made_up_run(steps=60, layers=layers):
         clock.now += seconds
         if isinstance(event, Note):
             continue
@@ -118,7 +118,7 @@ def test_no_color_is_honored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     console = terminal()
     with LivePanel(console) as panel:
-        for _, event in rehearse(20):
+        for _, event in made_up_run(20):
             panel(event)
     assert "conflict" in written(console)
     assert not COLOR.search(written(console))
@@ -128,7 +128,7 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
     buffer = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
     console = Console(file=buffer, width=80, height=24, force_terminal=True, legacy_windows=False)
     panel = LivePanel(console, subtitle="μοντέλο")
-    for _, event in rehearse(20):
+    for _, event in made_up_run(20):
         if not isinstance(event, Note):
             panel(event)
     with console.capture() as capture:
@@ -213,7 +213,7 @@ def test_events_from_the_run_and_frames_from_the_thread_do_not_disturb_each_othe
     failures: list[object] = []
     monkeypatch.setattr(threading, "excepthook", failures.append)
     with LivePanel(terminal()) as panel:
-        for _, event in rehearse(400, layers=12):
+        for _, event in made_up_run(400, layers=12):
             panel(event)
     assert not failures
 
@@ -229,7 +229,7 @@ def plain(events: list[tuple[float, Event]], seconds: float = 10.0) -> list[str]
 
 
 def test_plain_lines_come_at_intervals_and_say_the_last_step() -> None:
-    lines = plain(list(rehearse(600)))
+    lines = plain(list(made_up_run(600)))
     steps = [line for line in lines if re.match(r" *\d+:\d\d  step ", line)]
     assert len(steps) == 1 + 600 * 0.2 // 10
     assert "  1/600   0%" in steps[0]
@@ -240,7 +240,7 @@ def test_plain_lines_come_at_intervals_and_say_the_last_step() -> None:
 
 
 def test_plain_lines_are_aligned() -> None:
-    assert {line[9:17].rstrip() for line in plain(list(rehearse(600)))} == {
+    assert {line[9:17].rstrip() for line in plain(list(made_up_run(600)))} == {
         "begin",
         "end",
         "note",
@@ -300,7 +300,7 @@ def test_of_several_processes_the_main_one_alone_draws(monkeypatch: pytest.Monke
 
 def test_the_rehearsal_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)
-    rehearse_panel.main(["--plain", "--steps", "12", "--layers", "2"])
+    panel_on_trial.main(["--plain", "--steps", "12", "--layers", "2"])
     shown = capsys.readouterr()
     assert "step    12/12 100%" in shown.err
     assert not shown.out

@@ -29,7 +29,7 @@ from dualoptim_cli.record.manifest import (
     Verdict,
 )
 from dualoptim_cli.record.steps import Step
-from dualoptim_cli.report.live.rehearsal import rehearse
+from dualoptim_cli.report.live.made_up import made_up_run
 from dualoptim_cli.report.page import run as page
 from dualoptim_cli.report.page.markup import flatten
 from tests.record.finished import finish
@@ -126,7 +126,7 @@ def record(**changes: Any) -> Record:
 
 
 def events(layers: int = 4) -> list[Step]:
-    happened = [asdict(event) for _, event in rehearse(60, layers) if isinstance(event, StepDone)]
+    happened = [asdict(event) for _, event in made_up_run(60, layers) if isinstance(event, StepDone)]
     return [Step.model_validate(event) for event in happened]
 
 

@@ -6,8 +6,8 @@ import pickle
 import pytest
 
 from dualoptim_cli.events import PhaseAdvanced, PhaseEnded, PhaseStarted, StepDone, TrainingEnded, TrainingStarted
+from dualoptim_cli.report.live.made_up import made_up_run
 from dualoptim_cli.report.live.progress import BUCKETS, Curve, Progress, Smooth
-from dualoptim_cli.report.live.rehearsal import rehearse
 
 
 def step(number: int, seconds: float = 2.0, **changes: object) -> StepDone:
@@ -121,7 +121,7 @@ def test_speed_is_tokens_over_the_seconds_of_steps() -> None:
 def test_memory_does_not_grow_with_the_run() -> None:
     def footprint(steps: int) -> int:
         progress = Progress(0.0)
-        for _, event in rehearse(steps):
+        for _, event in made_up_run(steps):
             progress.take(event, 0.0)
         return len(pickle.dumps(progress))
 

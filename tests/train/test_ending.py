@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from dualoptim_cli.train.ending import Look, advance, due, start
-from dualoptim_cli.train.settings import Settings, learning_rate
+from dualoptim_cli.train.settings import TrainingSettings, learning_rate
 from dualoptim_cli.train.standing import Standing
 
 YES, NO, UNMEASURED = Look(0.2, "yes"), Look(-0.1, "no"), Look(None, "not yet")
@@ -66,7 +66,7 @@ def test_the_best_state_is_the_one_with_the_widest_margin_and_unmeasured_ones_do
 
 
 def test_the_rate_is_constant_up_to_the_stretch_and_falls_to_nothing_behind_its_last_step():
-    settings = Settings(steps=100, lr=1.0, micro_batch=1, warmup=0.1)
+    settings = TrainingSettings(steps=100, lr=1.0, micro_batch=1, warmup=0.1)
     rates = [learning_rate(step, settings, (40, 50)) for step in range(50)]
     assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
     assert rates[10:41] == [1.0] * 31
@@ -74,5 +74,5 @@ def test_the_rate_is_constant_up_to_the_stretch_and_falls_to_nothing_behind_its_
 
 
 def test_without_a_rule_the_rate_is_what_it_was():
-    settings = Settings(steps=20, lr=1.0, micro_batch=1, warmup=0.1)
+    settings = TrainingSettings(steps=20, lr=1.0, micro_batch=1, warmup=0.1)
     assert learning_rate(11, settings) == pytest.approx(0.5)

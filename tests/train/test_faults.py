@@ -15,7 +15,7 @@ from dualoptim_cli.objectives import RETAIN
 from dualoptim_cli.optim import DualAdamW
 from dualoptim_cli.train import collapse
 from dualoptim_cli.train.loop import train
-from dualoptim_cli.train.settings import Settings
+from dualoptim_cli.train.settings import TrainingSettings
 from dualoptim_cli.train.standing import Collapsed, Standing, Stopped
 from tests.train.test_loop import Line, Squares, run, schedule
 
@@ -79,8 +79,8 @@ def test_the_step_that_is_done_again_equals_one_that_began_in_halves_bit_for_bit
     # The first forget step ran whole; from the first retain step on there were two rows at once.
     optimizer = DualAdamW(twin.named_parameters(), lr=1e-2, objective_lr={"forget": 5e-3})
     usual = {"forget": Squares(-1), "retain": Squares(1)}
-    train(twin, optimizer, usual, plan, Settings(9, 1e-2, 4), after_step=lambda standing: standing.step < 1)
-    train(twin, optimizer, usual, plan, Settings(9, 1e-2, 2), start=Standing(1))
+    train(twin, optimizer, usual, plan, TrainingSettings(9, 1e-2, 4), after_step=lambda standing: standing.step < 1)
+    train(twin, optimizer, usual, plan, TrainingSettings(9, 1e-2, 2), start=Standing(1))
     assert torch.equal(again, twin.proj.weight)
 
 
@@ -167,7 +167,7 @@ def test_a_skipped_step_changes_neither_weights_nor_clocks_and_is_told(task: Cal
         seen[standing.step] = {"weight": model.proj.weight.detach().clone(), **state}
         return True
 
-    settings = Settings(steps=9, lr=1e-2, micro_batch=4, skips=1)
+    settings = TrainingSettings(steps=9, lr=1e-2, micro_batch=4, skips=1)
     tasks = {"forget": Squares(-1), "retain": task(1, fail_at=4)}
     _, events = run(model, optimizer, settings, tasks=tasks, after_step=keep)
     assert all(torch.equal(seen[5][key], seen[4][key]) for key in seen[4])
@@ -187,7 +187,7 @@ def test_more_skipped_steps_than_allowed_stop_the_run_even_over_a_resumption() -
 
     model, standing = Line(), []
     optimizer = DualAdamW(model.named_parameters(), lr=1e-2)
-    settings = Settings(steps=9, lr=1e-2, micro_batch=4, skips=2)
+    settings = TrainingSettings(steps=9, lr=1e-2, micro_batch=4, skips=2)
     tasks = {"forget": Squares(-1), "retain": Bad(1)}
     run(model, optimizer, settings, tasks=tasks, after_step=lambda now: standing.append(now) or now.step < 3)
     assert standing[-1].skipped == 1
@@ -209,7 +209,7 @@ def test_only_the_rows_of_the_bad_micro_batch_are_named() -> None:
     with pytest.raises(Stopped, match=rf"\(lines {rows[2] + 1}\)"):
         run(
             Line(),
-            settings=Settings(steps=9, lr=1e-2, micro_batch=1),
+            settings=TrainingSettings(steps=9, lr=1e-2, micro_batch=1),
             plan=plan,
             tasks={"forget": Squares(-1), "retain": One(1)},
             name_rows=lambda _, found: "lines " + ", ".join(str(row + 1) for row in found),
@@ -231,7 +231,7 @@ def watched(losses: Sequence[float], **more: Any) -> int:
     """The last step of a run whose retain losses (two of three steps) are these, watched at level 4."""
     steps = math.ceil(len(losses) * 1.5)
     last = [0]
-    settings = Settings(steps=steps, lr=1e-9, micro_batch=4)
+    settings = TrainingSettings(steps=steps, lr=1e-9, micro_batch=4)
     tasks = {"forget": Squares(-1), "retain": Scripted(iter(losses))}
     watches = {"retain": collapse.watch(4.0, 2)}
 
@@ -267,7 +267,7 @@ def test_ordinary_trouble_is_no_collapse(losses: list[float]) -> None:
 
 def test_what_was_seen_of_a_loss_outlives_a_resumption() -> None:
     losses, standing = [0.1, 3, 5, 5, 6, 5, 5, 5, 5, 5], []
-    settings = Settings(steps=15, lr=1e-9, micro_batch=4)
+    settings = TrainingSettings(steps=15, lr=1e-9, micro_batch=4)
     script = iter(losses)
     tasks, watches = {"forget": Squares(-1), "retain": Scripted(script)}, {"retain": collapse.watch(4.0, 2)}
     more: dict[str, Any] = {"settings": settings, "tasks": tasks, "watches": watches}

@@ -15,7 +15,7 @@ from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.events import Note, StepDone, TrainingEnded, TrainingStarted
 from dualoptim_cli.optim import DualAdamW, build_optimizer, measure_conflict
 from dualoptim_cli.train.loop import train
-from dualoptim_cli.train.settings import Settings, learning_rate
+from dualoptim_cli.train.settings import TrainingSettings, learning_rate
 from dualoptim_cli.train.standing import Standing
 
 SIZES = {"forget": 6, "retain": 10}
@@ -59,7 +59,11 @@ def schedule(batch_size: int = 4, **more: Any) -> Schedule:
 
 
 def run(
-    model: Line, optimizer: Any = None, settings: Settings | None = None, plan: Schedule | None = None, **more: Any
+    model: Line,
+    optimizer: Any = None,
+    settings: TrainingSettings | None = None,
+    plan: Schedule | None = None,
+    **more: Any,
 ):
     events: list[Any] = []
     optimizer = optimizer or DualAdamW(model.named_parameters(), lr=1e-2, objective_lr={"forget": 5e-3})
@@ -69,7 +73,7 @@ def run(
         optimizer,
         tasks,
         plan or schedule(),
-        settings or Settings(steps=9, lr=1e-2, micro_batch=4),
+        settings or TrainingSettings(steps=9, lr=1e-2, micro_batch=4),
         on_event=events.append,
         **more,
     )
@@ -92,7 +96,7 @@ def test_loop_equals_a_loop_written_by_hand() -> None:
     model, twin = Line(), Line()
     weights, _ = run(model, weights={"forget": 0.5})
     optimizer = DualAdamW(twin.named_parameters(), lr=1e-2, objective_lr={"forget": 5e-3})
-    plan, settings = schedule(), Settings(steps=9, lr=1e-2, micro_batch=4)
+    plan, settings = schedule(), TrainingSettings(steps=9, lr=1e-2, micro_batch=4)
     tasks, scale = {"forget": Squares(-1), "retain": Squares(1)}, {"forget": 0.5, "retain": 1.0}
     for step in range(9):
         (turn,) = plan.at(step).turns
@@ -108,7 +112,7 @@ def test_loop_equals_a_loop_written_by_hand() -> None:
 @pytest.mark.parametrize("micro_batch", [1, 2, 3])
 def test_micro_batches_change_nothing_but_rounding(micro_batch: int) -> None:
     whole, _ = run(Line())
-    pieces, _ = run(Line(), settings=Settings(steps=9, lr=1e-2, micro_batch=micro_batch))
+    pieces, _ = run(Line(), settings=TrainingSettings(steps=9, lr=1e-2, micro_batch=micro_batch))
     torch.testing.assert_close(whole, pieces)
 
 
@@ -116,7 +120,7 @@ def test_joint_step_is_one_step_on_the_weighted_sum() -> None:
     model, twin = Line(), Line()
     plan = schedule(mode="joint")
     optimizer = build_optimizer("adamw", list(model.named_parameters()), lr=1e-2, weight_decay=0.0)
-    settings = Settings(steps=1, lr=1e-2, micro_batch=4, warmup=0.0)
+    settings = TrainingSettings(steps=1, lr=1e-2, micro_batch=4, warmup=0.0)
     weights, events = run(model, optimizer, settings, plan, weights={"retain": 2.0})
     first, second = plan.at(0).turns
     (
@@ -145,13 +149,13 @@ def test_events_tell_every_step_with_its_rate_loss_and_tokens() -> None:
     assert [event.step for event in steps] == list(range(1, 10))
     assert isinstance(events[0], TrainingStarted)
     assert events[-1] == TrainingEnded(step=9, finished=True)
-    rates = [learning_rate(step, Settings(steps=9, lr=1e-2, micro_batch=4)) for step in range(9)]
+    rates = [learning_rate(step, TrainingSettings(steps=9, lr=1e-2, micro_batch=4)) for step in range(9)]
     assert [event.lrs.get("retain", 2 * event.lrs.get("forget", 0)) for event in steps] == pytest.approx(rates)
     assert all(event.tokens == 12 and event.grad_norm > 0 for event in steps)
 
 
 def test_conflict_is_measured_every_so_often_and_at_the_end() -> None:
-    settings = Settings(steps=9, lr=1e-2, micro_batch=4, conflict_every=4)
+    settings = TrainingSettings(steps=9, lr=1e-2, micro_batch=4, conflict_every=4)
     _, events = run(Line(), settings=settings, measure_conflict=lambda taken, _: measure_conflict(taken))
     told = [event.step for event in events if isinstance(event, StepDone) and event.conflict is not None]
     assert told == [4, 8, 9]
@@ -173,13 +177,13 @@ def test_number_that_is_not_finite_stops_the_run_before_it_reaches_the_weights()
 
 def test_clipping_bounds_the_gradient_and_is_off_by_default() -> None:
     free, events = run(Line())
-    bound, _ = run(Line(), settings=Settings(steps=9, lr=1e-2, micro_batch=4, max_grad_norm=1e-12))
+    bound, _ = run(Line(), settings=TrainingSettings(steps=9, lr=1e-2, micro_batch=4, max_grad_norm=1e-12))
     assert max(event.grad_norm for event in events if isinstance(event, StepDone)) > 1e-2
     assert not torch.equal(free, bound)
 
 
 def test_rate_rises_over_the_warmup_and_falls_to_its_last_step() -> None:
-    settings = Settings(steps=100, lr=2.0, micro_batch=1, warmup=0.1)
+    settings = TrainingSettings(steps=100, lr=2.0, micro_batch=1, warmup=0.1)
     rates = [learning_rate(step, settings) for step in range(100)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[9] == 2.0
@@ -190,7 +194,7 @@ def test_rate_rises_over_the_warmup_and_falls_to_its_last_step() -> None:
 
 def test_cosine_and_constant_decay() -> None:
     def halfway(decay: str) -> float:
-        return learning_rate(50, Settings(steps=100, lr=1.0, micro_batch=1, warmup=0.0, decay=decay))
+        return learning_rate(50, TrainingSettings(steps=100, lr=1.0, micro_batch=1, warmup=0.0, decay=decay))
 
     assert halfway("cosine") == pytest.approx(0.5)
     assert halfway("constant") == 1.0
@@ -199,7 +203,7 @@ def test_cosine_and_constant_decay() -> None:
 
 def test_half_precision_without_a_gpu_is_refused() -> None:
     with pytest.raises(UserError, match="fp16 needs a GPU"):
-        run(Line(), settings=Settings(steps=1, lr=1e-2, micro_batch=4, mixed_precision="fp16"))
+        run(Line(), settings=TrainingSettings(steps=1, lr=1e-2, micro_batch=4, mixed_precision="fp16"))
 
 
 def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights() -> None:
@@ -211,7 +215,7 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights() -> Non
             kinds.seen.add(out.dtype)
             return out
 
-    weights, _ = run(Watch(), settings=Settings(steps=3, lr=1e-2, micro_batch=4, mixed_precision="bf16"))
+    weights, _ = run(Watch(), settings=TrainingSettings(steps=3, lr=1e-2, micro_batch=4, mixed_precision="bf16"))
     assert kinds.seen == {torch.bfloat16}
     assert weights.dtype == torch.float32
     run(Line())  # and the next run in this process is in full precision again
@@ -221,7 +225,7 @@ def test_mixed_precision_computes_in_bfloat16_and_keeps_float32_weights() -> Non
 def test_after_training_in_mixed_precision_the_model_computes_in_its_own(ends: str) -> None:
     x, line = torch.sin(torch.arange(12.0)).view(4, 3), Line()
     fail = {"tasks": {"forget": Squares(-1, fail_at=0), "retain": Squares(1)}} if ends == "stopped" else {}
-    settings = Settings(steps=1, lr=1e-2, micro_batch=4, mixed_precision="bf16")
+    settings = TrainingSettings(steps=1, lr=1e-2, micro_batch=4, mixed_precision="bf16")
     with pytest.raises(UserError) if fail else nullcontext():
         run(line, settings=settings, **fail)
     twin = Line()
@@ -231,7 +235,7 @@ def test_after_training_in_mixed_precision_the_model_computes_in_its_own(ends: s
 
 def test_a_probe_is_measured_every_so_often_and_at_the_end_in_the_models_own_precision() -> None:
     x, line = torch.sin(torch.arange(12.0)).view(4, 3), Line()
-    settings = Settings(steps=9, lr=1e-2, micro_batch=4, probe_every=4, mixed_precision="bf16")
+    settings = TrainingSettings(steps=9, lr=1e-2, micro_batch=4, probe_every=4, mixed_precision="bf16")
     weights, events = run(line, settings=settings, measure_probe=lambda _: {"set": {"y": line(x).detach().tolist()}})
     probed = {event.step: event.probe for event in events if isinstance(event, StepDone) and event.probe}
     assert probed.keys() == {4, 8, 9}
@@ -245,7 +249,7 @@ def test_a_probe_that_memory_does_not_suffice_for_is_left_out_and_the_run_goes_o
     def measure(_: int) -> Any:
         raise MemoryError
 
-    settings = Settings(steps=9, lr=1e-2, micro_batch=4, probe_every=9)
+    settings = TrainingSettings(steps=9, lr=1e-2, micro_batch=4, probe_every=9)
     straight, _ = run(Line())
     weights, events = run(Line(), settings=settings, measure_probe=measure)
     assert torch.equal(weights, straight)
@@ -260,7 +264,7 @@ def test_the_random_numbers_of_a_step_follow_from_seed_and_step() -> None:
 
     drawn: list[float] = []
     for seed in (0, 1, 0):
-        settings = Settings(steps=3, lr=1e-2, micro_batch=4, seed=seed)
+        settings = TrainingSettings(steps=3, lr=1e-2, micro_batch=4, seed=seed)
         run(Line(), settings=settings, tasks={"forget": Draws(-1), "retain": Draws(1)})
     assert drawn[:3] == drawn[6:]
     assert len({*drawn}) == 6

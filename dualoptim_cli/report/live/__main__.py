@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import suppress
 
-from dualoptim_cli.report.live.rehearsal import rehearse
+from dualoptim_cli.report.live.made_up import made_up_run
 from dualoptim_cli.report.live.watch import PlainLines, watch
 from dualoptim_cli.report.screen import Screen
 
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     if chosen.plain:
         watcher = PlainLines(sys.stderr)
     with suppress(KeyboardInterrupt), watcher:
-        for seconds, event in rehearse(chosen.steps, chosen.layers):
+        for seconds, event in made_up_run(chosen.steps, chosen.layers):
             time.sleep(seconds / chosen.speed)
             watcher(event)
 

@@ -15,7 +15,7 @@ from dualoptim_cli.report.tables.scores import NEWS_STYLES, QUIET
 
 BAD, GOOD = NEWS_STYLES["bad"], NEWS_STYLES["good"]
 WARNING = "dark_orange3"
-Row = list[Text]
+Cells = list[Text]
 
 
 class Rehearsed(Protocol):
@@ -91,7 +91,7 @@ def _turns(plain: Mapping[str, Any]) -> RenderableType:
     return _table(header, rows, numbers=2, caption=[caption])
 
 
-def _share(name: str, share: Mapping[str, Any]) -> Row:
+def _share(name: str, share: Mapping[str, Any]) -> Cells:
     return _cells(
         name,
         share["loss"],
@@ -108,7 +108,7 @@ def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
 
 
-def _cells(*cells: str) -> Row:
+def _cells(*cells: str) -> Cells:
     return [Text(text.safe(cell)) for cell in cells]
 
 
@@ -147,7 +147,7 @@ def _disk(disk: Mapping[str, Any]) -> RenderableType:
     return _table(["part", "size", ""], rows, numbers=1, caption=[])
 
 
-def _table(header: Sequence[str], rows: Sequence[Row], *, numbers: int, caption: Sequence[str]) -> RenderableType:
+def _table(header: Sequence[str], rows: Sequence[Cells], *, numbers: int, caption: Sequence[str]) -> RenderableType:
     """A table without frame, its columns from `numbers` on to the right."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=QUIET)
     for name in header[:numbers]:

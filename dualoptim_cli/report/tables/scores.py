@@ -33,7 +33,7 @@ HEADLINE = (
     "mia_min_k", "utility", "forget_quality", "privleak",
 )  # fmt: skip
 OF_TEXT = "verbmem"  # what stands for recall where a set is plain text
-Row = tuple[Path, list[Score | None]]
+Compared = tuple[Path, list[Score | None]]
 
 
 def summary(words: PlainWords) -> Group:
@@ -119,7 +119,7 @@ def scores(results: Mapping[str, Results], *, width: int = 80) -> Table:
     return _side_by_side(list(results), rows, width, _reasons(missing))
 
 
-def _side_by_side(names: Sequence[str], side_rows: Sequence[Row], width: int, caption: Sequence[str]) -> Table:
+def _side_by_side(names: Sequence[str], side_rows: Sequence[Compared], width: int, caption: Sequence[str]) -> Table:
     header = ["set", "metric", *names, "wanted"]
     if len(names) > 1:
         header.insert(-1, "change")

@@ -16,7 +16,7 @@ from rich.text import Text
 
 from dualoptim_cli import text
 from dualoptim_cli.optim.inspect.summary import NO_SETTINGS
-from dualoptim_cli.record.snapshot import Counts, Settings, Snapshot
+from dualoptim_cli.record.snapshot import Counts, Snapshot, StateSettings
 from dualoptim_cli.report.live.panel import AGREE, OPPOSE, QUIET
 from dualoptim_cli.report.state import States, value_at
 from dualoptim_cli.train.state_file import HOW_TO_SAVE
@@ -90,7 +90,7 @@ def _heading(states: States) -> Text:
     return lines.append(text.safe(", ".join(facts)), f"not bold {QUIET}")
 
 
-def _settings(settings: Settings) -> list[str]:
+def _settings(settings: StateSettings) -> list[str]:
     facts = [settings.form, f"{settings.bits}-bit state"]
     if settings.bridge is not None:
         facts.append(f"bridge {settings.bridge:g}")

@@ -22,7 +22,7 @@ STEP_SECONDS = 0.2
 TURNS = {"forget": 1, "retain": 5}
 
 
-def rehearse(steps: int = 180, layers: int = 4, seed: int = 0) -> Iterator[tuple[float, Event]]:
+def made_up_run(steps: int = 180, layers: int = 4, seed: int = 0) -> Iterator[tuple[float, Event]]:
     """Yield seconds to wait and the event that then happens, from loading to the measurement after."""
     yield 0.0, PhaseStarted("loading")
     yield 1.2, PhaseEnded("loading", 1.2)
