@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -43,8 +43,8 @@ from dualoptim_cli.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from dualoptim_cli.report.figures.plot import Look
-    from dualoptim_cli.report.reading import Reading
-    from dualoptim_cli.sweep.grid import Run
+    from dualoptim_cli.report.reading import Axes, Reading
+    from dualoptim_cli.sweep.grid import Run, Sweep
     from dualoptim_cli.sweep.main import Result
     from dualoptim_cli.sweep.pool import Pool
 
@@ -68,7 +68,7 @@ KEYS = {
 
 def sweep(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[SWEEP.yaml]", help="The sweep's description.", show_default=False)
+        str | None, typer.Argument(metavar="[SWEEP]", help="A sweep file, or a shipped one's name.", show_default=False)
     ] = None,
     out: Annotated[Path | None, option("--out", RESULT, "Folder of the sweep.")] = None,
     recipe: Annotated[
@@ -78,6 +78,14 @@ def sweep(
         list[str] | None, option("--vary", GRID, "A setting and its values: --vary optimizer.name=dualoptim+,adamw")
     ] = None,
     seeds: Annotated[str | None, option("--seeds", GRID, "Seeds of each: 0-4, or 0,2,7; 0 by default.")] = None,
+    tune: Annotated[
+        list[str] | None,
+        option("--tune", GRID, "A setting that each group first chooses: --tune optimizer.lr=1e-5,3e-5"),
+    ] = None,
+    select: Annotated[
+        str | None,
+        option("--select", GRID, "What is best kept at equal forgetting: retain.prob. Never a score of hold-out rows."),
+    ] = None,
     set_: Annotated[list[str] | None, option("--set", HOW, "Any setting, for every run.")] = None,
     model: Model = None,
     forget: Forget = None,
@@ -99,13 +107,18 @@ def sweep(
     form: Form = "text",
     style: Style = None,
     size: Size = None,
+    dry_run: Annotated[
+        bool, option("--dry-run", RESULT, "Say how many runs, steps, how much memory and time; run none.")
+    ] = False,
     quiet: Quiet = False,
     debug: Debug = False,
 ) -> None:
     """Run a grid over settings and seeds; called again, do what is left. The table is on stdout."""
     from dualoptim_cli.report.figures import plot
     from dualoptim_cli.report.tables import formats
+    from dualoptim_cli.sweep.choose import choose
 
+    notes: list[str] = []
     formats.check(form)
     look = plot.look(style, size)
     draws = find_spec("matplotlib") is not None
@@ -115,13 +128,40 @@ def sweep(
         raise UserError("A sweep needs a folder.", "Name it: --out sweeps/x")
     given = overrides(locals(), KEYS)
     quiet_libraries()
-    runs = _runs(file, recipe, vary or [], seeds, set_ or [], given, quiet=quiet)
-    result = _run(runs, out, jobs=jobs, gpus=gpus, quiet=quiet)
-    for failure in result.failed:
-        tell(f"Failed: {failure}")
-    missing = len(result.runs) - len(result.finished) - len(result.failed)
-    if missing:
-        tell(f"{missing} runs were not begun. The same command goes on.")
+    from dualoptim_cli.recipes import parse_set
+    from dualoptim_cli.sweep.grid import Sweep, candidates, expand, find_sweep, read_sweep, with_flags
+
+    description = with_flags(
+        read_sweep(find_sweep(file)) if file else Sweep(),
+        recipe=recipe,
+        vary=vary or [],
+        tune=tune or [],
+        select=select,
+        seeds=seeds,
+        settings=[*map(parse_set, set_ or []), *given],
+    )
+    runs = expand(description)
+    trials = candidates(description)
+    _check(runs, trials, quiet=quiet)
+    axes = _selection(description, trials, forget_axis, levels)
+    if dry_run:
+        _rehearse(runs, trials, len(gpus.split(",")) if gpus else jobs)
+        return
+    with _at_work(out, jobs=jobs, gpus=gpus, quiet=quiet) as work:
+        if trials and axes:
+            tried = work(trials)
+            if tried.stopped:
+                _list_failures(tried)
+                raise typer.Exit(tried.code)
+            chosen = choose(tried, axes)
+            notes = [f"{group} chose {_setting_words(tuned)} by {axes.keep}." for group, tuned in chosen.items()]
+            notes += [f"A candidate failed: {failure}" for failure in tried.failed]
+            for note in notes:
+                if not quiet:
+                    tell(note)
+            runs = expand(description, chosen)
+        result = work(runs)
+    _list_failures(result)
     if result.finished:
         from dualoptim_cli.report.reading import read
 
@@ -129,7 +169,7 @@ def sweep(
         reading = read(groups, forget=forget_axis, keep=keep_axis, levels=levels)
         width = screen().width if sys.stdout.isatty() else None
         emit(formats.render_all(reading.tables, form, width=width))
-        for path in _write(reading, result, out, look if draws else None):
+        for path in _write(reading, result, out, notes, look if draws else None):
             if not quiet:
                 tell(f"Written: {path}")
     if result.code == ExitCode.GATE and not quiet:
@@ -138,27 +178,13 @@ def sweep(
         raise typer.Exit(result.code)
 
 
-def _runs(
-    file: Path | None,
-    recipe: str | None,
-    vary: list[str],
-    seeds: str | None,
-    sets: list[str],
-    given: list[Any],
-    *,
-    quiet: bool,
-) -> list[Run]:
-    """Every run of the sweep; all faults of its settings are raised before anything is begun."""
+def _check(runs: Sequence[Run], trials: Sequence[Run], *, quiet: bool) -> None:
+    """Raise all faults of the settings before anything is begun, and say which settings some runs cannot have."""
     from dualoptim_cli.errors import raise_all
     from dualoptim_cli.job import Brief
-    from dualoptim_cli.recipes import parse_set
-    from dualoptim_cli.sweep.grid import Sweep, expand, read_sweep, with_flags
 
-    description = read_sweep(file) if file else Sweep()
-    settings = [*map(parse_set, sets), *given]
-    runs = expand(with_flags(description, recipe=recipe, vary=vary, seeds=seeds, settings=settings))
     faults: dict[tuple[str, str, ExitCode], list[str]] = {}
-    of_groups = {run.group: run for run in runs}
+    of_groups = {run.group: run for run in (*trials, *runs)}
     for group, run in of_groups.items():
         try:
             Brief.of(run.config)
@@ -176,10 +202,67 @@ def _runs(
     for line in lines:
         if not quiet:
             tell(line)
-    return runs
 
 
-def _run(runs: Sequence[Run], out: Path, *, jobs: int, gpus: str | None, quiet: bool) -> Result:
+def _list_failures(result: Result) -> None:
+    for failure in result.failed:
+        tell(f"Failed: {failure}")
+    missing = len(result.runs) - len(result.finished) - len(result.failed)
+    if missing:
+        tell(f"{missing} runs were not begun. The same command goes on.")
+
+
+def _setting_words(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in settings.items()) or "nothing"
+
+
+def _selection(description: Sweep, trials: Sequence[Run], forget: str | None, levels: str) -> Axes | None:
+    """What groups choose by; None where they choose nothing."""
+    from dualoptim_cli.report.reading import LEVELS, parse_levels
+    from dualoptim_cli.sweep.choose import selection_axes
+
+    if not trials:
+        if description.select:
+            raise UserError("--select says what to choose by, and nothing is tuned.", "Add --tune KEY=A,B.")
+        return None
+    return selection_axes(trials, description.select, forget, parse_levels(levels) if levels else LEVELS)
+
+
+def _rehearse(runs: Sequence[Run], trials: Sequence[Run], side_by_side: int) -> None:
+    """Say what the sweep would do: runs and steps, and the memory of the largest, each group looked at once."""
+    from dualoptim_cli import text
+    from dualoptim_cli.job.rehearse import rehearse
+    from dualoptim_cli.sweep.calibration import calibrate
+
+    of_groups = {run.group: run for run in (*trials, *runs)}
+    steps, memory = {}, 0
+    for group, run in of_groups.items():
+        rehearsal = rehearse(run.config)
+        if rehearsal.refusal:
+            raise UserError(f"{group}: {rehearsal.refusal.message}", rehearsal.refusal.hint, rehearsal.refusal.code)
+        steps[group] = rehearsal.plan.steps
+        if rehearsal.plan.needs is not None:
+            memory = max(memory, rehearsal.plan.needs.memory.peak)
+    names = dict.fromkeys(run.name for run in (*trials, *runs))
+    total = sum(steps[run.group] for run in (*trials, *runs))
+    emit(
+        f"{len(trials)} runs to choose by and {len(runs)} to compare, {len(names)} in all where none is both. "
+        f"At most {text.thousands(total)} steps."
+    )
+    emit(f"The largest run needs {text.size(memory)} of memory.")
+    if not runs:
+        return
+    pace = calibrate(runs[0].config)
+    seconds = pace.step * total + pace.rest * len((*trials, *runs))
+    emit(
+        f"A short calibration on {runs[0].group}: {pace.step:.2f} s a step, {pace.rest:.0f} s a run to load and "
+        f"measure, so about {text.took(seconds / side_by_side)} with {side_by_side} at once (attacks aside)."
+    )
+
+
+@contextmanager
+def _at_work(out: Path, *, jobs: int, gpus: str | None, quiet: bool) -> Iterator[Callable[[Sequence[Run]], Result]]:
+    """Hold the sweep's folder and hear signals; yield what does runs there."""
     import torch
 
     from dualoptim_cli.record import lock
@@ -203,7 +286,7 @@ def _run(runs: Sequence[Run], out: Path, *, jobs: int, gpus: str | None, quiet: 
         raise UserError(f"{out} is a file, not a folder.", "Choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
     with lock.hold(out / lock.NAME), _signals(pool, say):
-        return run_all(runs, out, pool, say)
+        yield lambda runs: run_all(runs, out, pool, say)
 
 
 def child(arguments: Sequence[str]) -> None:
@@ -239,14 +322,14 @@ def _signals(pool: Pool, say: Any) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _write(reading: Reading, result: Result, out: Path, look: Look | None) -> list[Path]:
+def _write(reading: Reading, result: Result, out: Path, more: Sequence[str], look: Look | None) -> list[Path]:
     """Write the page of the sweep and, where matplotlib is there, each figure as PNG, SVG and PDF; return the paths."""
     from dualoptim_cli.files import write_atomic
     from dualoptim_cli.report.figures import plot
     from dualoptim_cli.report.page.sweep import render
 
     notes = [f"{len(result.finished)} of {len(result.runs)} runs are finished."]
-    notes += [f"Failed: {failure}" for failure in result.failed]
+    notes += [*more, *(f"Failed: {failure}" for failure in result.failed)]
     page = out / "sweep.html"
     write_atomic(page, render(out.resolve().name, reading.tables, reading.figures, notes))
     if look is None:

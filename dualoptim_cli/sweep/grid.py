@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,11 @@ import yaml
 
 from dualoptim_cli.config import OptimizerConfig, RunConfig
 from dualoptim_cli.errors import UserError, did_you_mean, raise_all
-from dualoptim_cli.recipes import Override, leaves, resolve, shipped_recipes
+from dualoptim_cli.recipes import Override, leaves, recipe_folder, resolve, shipped_recipes
 
 Settings = Mapping[str, Any]
 """Dotted key → value."""
-KEYS = ("recipe", "settings", "variants", "vary", "seeds")
+KEYS = ("recipe", "settings", "variants", "vary", "seeds", "tune", "tune_seeds", "select")
 LONGEST_NAME = 120  # characters of a run's folder; file systems take 255 bytes, and suffixes are added
 
 
@@ -31,6 +31,9 @@ class Sweep:
 
     `settings` hold for every run. `variants` are named settings that go together, `vary` settings with the values that
     each of them takes; the grid is their product, once for each seed.
+
+    `tune` are settings that each group chooses for itself before that, with the runs of `tune_seeds`, by what the
+    score `select` is at equal forgetting; a variant may have a list of its own in `tune_of`.
     """
 
     recipe: str | None = None
@@ -38,12 +41,22 @@ class Sweep:
     variants: Mapping[str, Settings] = field(default_factory=dict)
     vary: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     seeds: Sequence[int] = (0,)
+    tune: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+    tune_of: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
+    tune_seeds: Sequence[int] = (0,)
+    select: str | None = None
+
+    def tuned(self, variant: str) -> dict[str, Sequence[Any]]:
+        """What the groups of a variant choose for themselves."""
+        lists = {**self.tune, **self.tune_of.get(variant, {})}
+        return {key: values for key, values in lists.items() if values is not None}
 
 
 @dataclass(frozen=True)
 class Run:
     """One run of a sweep: its folder's name, what it varies by, its seed, and its checked config.
 
+    A run of the choice has a candidate for its group, and `of_group` names the group that chooses.
     `left_out` are settings for all runs that this run's optimizer does not have.
     """
 
@@ -53,6 +66,19 @@ class Run:
     varied: Settings
     config: RunConfig
     left_out: tuple[str, ...] = ()
+    of_group: str = ""
+    tuned: Settings = field(default_factory=dict)
+
+
+def find_sweep(name: str) -> Path:
+    """The file of a sweep: a path, or the name of a shipped one."""
+    shipped = {path.stem: path for path in sorted((recipe_folder() / "sweeps").glob("*.yaml"))}
+    path = Path(name)
+    if path.is_file() or path.suffix in {".yaml", ".yml"}:
+        return path
+    if name not in shipped:
+        raise UserError(f'There is no sweep "{name}".', did_you_mean(name, list(shipped)))
+    return shipped[name]
 
 
 def read_sweep(path: Path) -> Sweep:
@@ -70,22 +96,21 @@ def read_sweep(path: Path) -> Sweep:
         for key in content
         if key not in KEYS
     ]
-    for key in ("settings", "variants", "vary"):
+    for key in ("settings", "variants", "vary", "tune"):
         if not isinstance(content.get(key, {}), dict):
             faults.append(UserError(f"{path}: {key} is not a mapping."))
     raise_all(faults)
-    variants = {}
+    variants, tune_of = {}, {}
     for name, settings in content.get("variants", {}).items():
         if not isinstance(settings, dict):
             faults.append(UserError(f"{path}: variants.{name} is not a mapping of settings."))
             continue
+        own = settings.pop("tune", None)
+        if own:
+            tune_of[str(name)] = _lists(own, f"{path}: variants.{name}.tune", faults, none=True)
         variants[str(name)] = _flat(settings)
-    vary = {}
-    for key, values in content.get("vary", {}).items():
-        if not isinstance(values, list) or not values:
-            faults.append(UserError(f"{path}: vary.{key} is not a list of values.", f"Example: {key}: [1, 2]"))
-            continue
-        vary[str(key)] = values
+    vary = _lists(content.get("vary", {}), f"{path}: vary", faults)
+    tune = _lists(content.get("tune", {}), f"{path}: tune", faults)
     raise_all(faults)
     settings = [
         Override(tuple(key.split(".")), value, str(path)) for key, value in _flat(content.get("settings", {})).items()
@@ -93,7 +118,19 @@ def read_sweep(path: Path) -> Sweep:
     recipe = content.get("recipe")
     if recipe is not None and recipe not in shipped_recipes() and (path.parent / str(recipe)).is_file():
         recipe = str(path.parent / str(recipe))  # as in any file, a path is meant from where the file is
-    return Sweep(recipe, settings, variants, vary, parse_seeds(content.get("seeds", 0)))
+    seeds, tune_seeds = parse_seeds(content.get("seeds", 0)), parse_seeds(content.get("tune_seeds", 0))
+    return Sweep(recipe, settings, variants, vary, seeds, tune, tune_of, tune_seeds, content.get("select"))
+
+
+def _lists(content: Any, where: str, faults: list[UserError], *, none: bool = False) -> dict[str, Any]:
+    """Settings with lists of their values; with `none`, null takes a list of all variants away."""
+    lists: dict[str, Any] = {}
+    for key, values in content.items() if isinstance(content, dict) else ():
+        if (not isinstance(values, list) or not values) and not (none and values is None):
+            faults.append(UserError(f"{where}.{key} is not a list of values.", f"Example: {key}: [1, 2]"))
+            continue
+        lists[str(key)] = values
+    return lists
 
 
 def parse_vary(text: str) -> tuple[str, list[Any]]:
@@ -123,33 +160,73 @@ def parse_seeds(seeds: Any) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def expand(sweep: Sweep) -> list[Run]:
-    """Every run of the sweep, seed by seed within a group. Raises UserError with every fault of their settings."""
+def expand(sweep: Sweep, chosen: Mapping[str, Settings] | None = None) -> list[Run]:
+    """Every run of the sweep, seed by seed within a group. Raises UserError with every fault of their settings.
+
+    `chosen` are the settings that each group has chosen for itself.
+    """
     _check_varied_once(sweep)
     faults: list[UserError] = []
     runs: dict[str, Run] = {}
-    short = _short_keys(sweep.vary)
-    for variant in sweep.variants or {"": {}}:
-        for values in itertools.product(*sweep.vary.values()):
-            chosen = dict(zip(sweep.vary, values, strict=True))
-            words = [variant] if variant else []
-            words += [f"{short[key]}={_word(value)}" for key, value in chosen.items()]
-            settings = {**sweep.variants.get(variant, {}), **chosen}
-            group = ", ".join(words) or "run"
-            for seed in sweep.seeds:
-                try:
-                    run = _run(sweep, group, seed, settings)
-                except UserError as fault:
-                    faults.append(fault)
-                    continue
-                if run.name in runs:
-                    faults.append(UserError(f'Two runs of the sweep are called "{run.name}".', "Name a value once."))
-                runs[run.name] = run
+    for group, settings, _ in _groups(sweep):
+        tuned = (chosen or {}).get(group, {})
+        for seed in sweep.seeds:
+            _add(runs, faults, sweep, group, seed, settings, tuned)
     raise_all(faults)
     return list(runs.values())
 
 
-def _run(sweep: Sweep, group: str, seed: int, settings: Settings) -> Run:
+def candidates(sweep: Sweep) -> list[Run]:
+    """The runs that groups choose by: every combination of what is tuned, each combination a group of its own."""
+    _check_varied_once(sweep)
+    faults: list[UserError] = []
+    runs: dict[str, Run] = {}
+    for group, settings, lists in _groups(sweep):
+        for values in itertools.product(*lists.values()):
+            tuned = dict(zip(lists, values, strict=True))
+            for seed in sweep.tune_seeds if tuned else ():
+                _add(runs, faults, sweep, group, seed, settings, tuned)
+    raise_all(faults)
+    return [replace(run, group=_words(run.group, run.tuned)) for run in runs.values()]
+
+
+def _groups(sweep: Sweep) -> Iterator[tuple[str, Settings, Mapping[str, Sequence[Any]]]]:
+    """Each group's name, its settings, and what it chooses for itself."""
+    for variant in sweep.variants or {"": {}}:
+        for values in itertools.product(*sweep.vary.values()):
+            varied = dict(zip(sweep.vary, values, strict=True))
+            group = _words(variant, varied) or "run"
+            yield group, {**sweep.variants.get(variant, {}), **varied}, sweep.tuned(variant)
+
+
+def _add(
+    runs: dict[str, Run],
+    faults: list[UserError],
+    sweep: Sweep,
+    group: str,
+    seed: int,
+    settings: Settings,
+    tuned: Settings,
+) -> None:
+    try:
+        run = _run(sweep, group, seed, settings, tuned)
+    except UserError as fault:
+        faults.append(fault)
+        return
+    if run.name in runs:
+        faults.append(UserError(f'Two runs of the sweep are called "{run.name}".', "Name a value once."))
+    runs[run.name] = run
+
+
+def _words(variant: str, settings: Settings) -> str:
+    """What a table calls a variant with these settings: without what a reader does not need of their names."""
+    words = [variant] if variant else []
+    words += [f"{key.removeprefix('objectives.')}={_word(value)}" for key, value in settings.items()]
+    return ", ".join(words)
+
+
+def _run(sweep: Sweep, group: str, seed: int, settings: Settings, tuned: Settings) -> Run:
+    settings = {**settings, **tuned}
     overrides = list(sweep.settings)
     for key, value in {**settings, "seed": seed}.items():
         overrides.append(Override(tuple(key.split(".")), value, f"the sweep's {key}"))
@@ -159,7 +236,8 @@ def _run(sweep: Sweep, group: str, seed: int, settings: Settings) -> Run:
         left_out = _lacking(config.optimizer, settings)
         overrides += [Override(tuple(key.split(".")), None, f"the sweep's {key}") for key in left_out]
         config = resolve(sweep.recipe, overrides).config
-    return Run(_folder_name(f"{group}, seed={seed}"), group, seed, settings, config, tuple(left_out))
+    name = _folder_name(f"{_words(group, tuned)}, seed={seed}")
+    return Run(name, group, seed, settings, config, tuple(left_out), group, tuned)
 
 
 def _lacking(optimizer: OptimizerConfig, settings: Settings) -> list[str]:
@@ -180,6 +258,10 @@ def _check_varied_once(sweep: Sweep) -> None:
     """Refuse a setting that is to have two values in one run."""
     faults = []
     of_variants = dict.fromkeys(itertools.chain.from_iterable(sweep.variants.values()))
+    tuned = dict.fromkeys(itertools.chain(sweep.tune, *sweep.tune_of.values()))
+    for key in tuned:
+        if key in sweep.vary or key == "seed":
+            faults.append(UserError(f"{key} is tuned, and varied as well.", "Leave one of them out."))
     for key in sweep.vary:
         if key in of_variants:
             faults.append(UserError(f"{key} is varied, and set by a variant as well.", "Leave one of them out."))
@@ -189,7 +271,7 @@ def _check_varied_once(sweep: Sweep) -> None:
             )
     for override in sweep.settings:
         key = ".".join(override.keys)
-        if key in sweep.vary or key in of_variants or key == "seed":
+        if key in sweep.vary or key in of_variants or key in tuned or key == "seed":
             faults.append(UserError(f"{override.origin} sets {key}, which the sweep varies.", "Leave one of them out."))
     raise_all(faults)
 
@@ -197,11 +279,6 @@ def _check_varied_once(sweep: Sweep) -> None:
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Nested or dotted settings as dotted keys."""
     return {".".join(keys): value for keys, value in leaves(settings)}
-
-
-def _short_keys(keys: Iterable[str]) -> dict[str, str]:
-    """Each key without what a reader does not need: `objectives.forget.loss` is "forget.loss"."""
-    return {key: key.removeprefix("objectives.") for key in keys}
 
 
 def _word(value: Any) -> str:
@@ -218,17 +295,22 @@ def _folder_name(words: str) -> str:
 
 
 def with_flags(
-    sweep: Sweep, *, recipe: str | None, vary: Sequence[str], seeds: str | None, settings: Sequence[Override]
+    sweep: Sweep,
+    *,
+    recipe: str | None,
+    vary: Sequence[str],
+    seeds: str | None,
+    settings: Sequence[Override],
+    tune: Sequence[str] = (),
+    select: str | None = None,
 ) -> Sweep:
     """The sweep with what the command line adds; its settings come last and so win over the file's."""
-    varied = dict(sweep.vary)
-    for text in vary:
-        key, values = parse_vary(text)
-        varied[key] = values
     return replace(
         sweep,
         recipe=recipe or sweep.recipe,
-        vary=varied,
+        vary={**sweep.vary, **dict(map(parse_vary, vary))},
+        tune={**sweep.tune, **dict(map(parse_vary, tune))},
+        select=select or sweep.select,
         seeds=parse_seeds(seeds) if seeds else sweep.seeds,
         settings=(*sweep.settings, *settings),
     )

@@ -60,6 +60,16 @@ class Result:
         return next((code for code in WORST_FIRST if code in codes), max(codes, default=0))
 
     @property
+    def worst(self) -> ExitCode:
+        """The exit code as such; that of a process that no one knows is a bug."""
+        return ExitCode(self.code) if self.code in list(ExitCode) else ExitCode.BUG
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a signal ended the sweep before its runs were done."""
+        return self.code == ExitCode.INTERRUPTED
+
+    @property
     def groups(self) -> list[Group]:
         """The runs with a result by group, in the order of the sweep, each group with its seeds in order."""
         planned: dict[str, list[Run]] = {}

@@ -5,8 +5,19 @@ from pathlib import Path
 import pytest
 
 from dualoptim_cli.errors import UserError
+from dualoptim_cli.job import Brief
 from dualoptim_cli.recipes import parse_set
-from dualoptim_cli.sweep.grid import Sweep, expand, parse_seeds, parse_vary, read_sweep, with_flags
+from dualoptim_cli.sweep.choose import selection_axes
+from dualoptim_cli.sweep.grid import (
+    Sweep,
+    candidates,
+    expand,
+    find_sweep,
+    parse_seeds,
+    parse_vary,
+    read_sweep,
+    with_flags,
+)
 
 
 def test_a_grid_is_every_variant_by_every_value_by_every_seed() -> None:
@@ -116,3 +127,47 @@ def test_names_of_folders_stay_apart_and_short() -> None:
     names = [run.name for run in expand(Sweep("smoke", vary={"request_id": values}))]
     assert len(set(names)) == len(values)
     assert all(len(name) <= 120 and "/" not in name and not name.startswith(".") for name in names)
+
+
+def test_each_group_has_a_candidate_for_every_combination_of_what_is_tuned() -> None:
+    sweep = Sweep(
+        "smoke",
+        variants={"a": {}, "joint": {"optimizer.name": "adamw", "schedule.mode": "joint"}},
+        tune={"optimizer.lr": [1e-4, 1e-3], "objectives.forget.lr_ratio": [1.0, 2.0]},
+        tune_of={"joint": {"objectives.forget.lr_ratio": None}},
+        tune_seeds=(7,),
+        seeds=(0, 1),
+    )
+    runs = candidates(sweep)
+    assert [run.of_group for run in runs] == ["a"] * 4 + ["joint"] * 2
+    assert {run.seed for run in runs} == {7}
+    assert runs[1].group == "a, optimizer.lr=0.0001, forget.lr_ratio=2.0"
+    final = expand(sweep, {"a": runs[1].tuned, "joint": runs[5].tuned})
+    assert [run.group for run in final] == ["a", "a", "joint", "joint"]
+    assert final[0].config.objectives["forget"].lr_ratio == 2.0
+    assert final[0].name == runs[1].name.replace("seed=7", "seed=0"), "a run that is both is done once"
+
+
+def test_hold_out_rows_choose_nothing() -> None:
+    sweep = Sweep("smoke", tune={"optimizer.lr": [1e-4, 1e-3]})
+    with pytest.raises(UserError, match="needs probes"):
+        selection_axes(candidates(sweep), None, None, (0.1,))
+    sweep = with_flags(sweep, recipe=None, vary=[], seeds=None, settings=[parse_set("eval.every=5")])
+    axes = selection_axes(candidates(sweep), None, None, (0.1,))
+    assert (axes.forget, axes.keep) == ("forget.prob", "retain.prob")
+    for select, forget in (("holdout.prob", None), (None, "holdout.prob"), ("unseen.prob", None), ("utility", None)):
+        with pytest.raises(UserError, match="no score of rows that are trained on"):
+            selection_axes(candidates(sweep), select, forget, (0.1,))
+
+
+def test_the_shipped_sweep_has_runs_that_can_be_made() -> None:
+    rows = ["objectives.forget.data=f.jsonl", "objectives.retain.data=r.jsonl", "model.name=m"]
+    sweep = with_flags(
+        read_sweep(find_sweep("optimizers")), recipe=None, vary=[], seeds=None, settings=[*map(parse_set, rows)]
+    )
+    groups = dict.fromkeys(run.group for run in expand(sweep))
+    assert len(groups) == 10
+    for run in (*expand(sweep), *candidates(sweep)):
+        Brief.of(run.config)
+    with pytest.raises(UserError, match="There is no sweep"):
+        find_sweep("optimizer")
