@@ -13,7 +13,7 @@ from dualoptim_cli.report.screen import Screen
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Rehearse the panel with a made-up run."""
+    """Show the panel with a made-up run."""
     parser = argparse.ArgumentParser(prog="python -m dualoptim_cli.report.live", description=main.__doc__)
     parser.add_argument("--speed", type=float, default=4.0, help="times as fast as a real run (default: 4)")
     parser.add_argument("--steps", type=int, default=180)
@@ -24,10 +24,10 @@ def main(arguments: list[str] | None = None) -> None:
     watcher = watch(console, title="dualopt", subtitle="a made-up run")
     if chosen.plain:
         watcher = PlainLines(sys.stderr)
-    with suppress(KeyboardInterrupt), watcher:
+    with suppress(KeyboardInterrupt), watcher as on_event:
         for seconds, event in made_up_run(chosen.steps, chosen.layers):
             time.sleep(seconds / chosen.speed)
-            watcher(event)
+            on_event(event)
 
 
 if __name__ == "__main__":
