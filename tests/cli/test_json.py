@@ -71,11 +71,11 @@ def test_each_fault_is_told_alone_with_what_it_is_about(dualopt: Any, tmp_path: 
     assert done.code == 2
     assert fits(told, part("error"))
     assert told["error"]["exit_code"] == 2
-    of_rows, gone, model = told["faults"]
-    assert (of_rows["file"], of_rows["line"], of_rows["kind"]) == ("broken.jsonl", 2, "usage")
-    assert "gone.jsonl does not exist" in gone["text"]
-    assert "nowhere/at/all" in model["text"]
-    assert all(each["way_out"] for each in (gone, model))
+    of_rows = [fault for fault in told["faults"] if fault["file"] == "broken.jsonl"]
+    assert [(fault["line"], fault["kind"]) for fault in of_rows] == [(2, "usage")]
+    for name in ("gone.jsonl does not exist", "nowhere/at/all"):
+        (one,) = [fault for fault in told["faults"] if name in fault["text"]]
+        assert one["way_out"]
 
 
 @pytest.mark.parametrize(
