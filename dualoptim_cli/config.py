@@ -26,10 +26,10 @@ def _number(value: Any) -> Any:
 def _word_or_gates(value: Any) -> Any:
     """Read one word or several gates, however many of them a flag gave."""
     words = [value] if isinstance(value, str) else value
-    return words[0] if isinstance(words, list) and words in [["auto"], ["gates"], ["off"]] else words
+    return words[0] if isinstance(words, list) and words in [["gates"], ["off"]] else words
 
 
-Until = Annotated[Literal["auto", "gates", "off"] | list[str], BeforeValidator(_word_or_gates)]
+Until = Annotated[Literal["gates", "off"] | list[str], BeforeValidator(_word_or_gates)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
 Share = Annotated[Number, Field(ge=0, le=1)]
@@ -133,7 +133,7 @@ class ScheduleConfig(Section):
 
     mode: Literal["alternate", "joint"] = "alternate"
     steps: Auto | Count = "auto"
-    until: Until = "auto"  # auto: gates where steps are auto, else off
+    until: Until = "off"  # or gates that end training before its steps are done
     batch_size: Count = 16
     micro_batch_size: Auto | Count = "auto"
     warmup: Share = 0.1
@@ -144,8 +144,6 @@ class ScheduleConfig(Section):
     @property
     def ends_by_rule(self) -> bool:
         """Whether training ends once gates hold, and not after a number of steps that the user chose."""
-        if self.until == "auto":
-            return self.steps == "auto"
         return self.until != "off"
 
 

@@ -109,7 +109,8 @@ def measure(
         if counted:
             settings["named"] = counted
         results = score_rows(observed, forget=forget, seed=seed, min_k=min_k, reference=reference, settings=settings)
-        answers, spoken = {}, {}
+        answers: dict[str, list[tuple[str, str]]] = {}
+        spoken: dict[str, list[Encoded]] = {}
         for name, of_set in observed.items():
             answers[name] = [(row.question, row.continuation) for row in of_set if row.continuation is not None]
             spoken[name] = []

@@ -150,7 +150,7 @@ class Observer:
                     answer=question.record.answer if question.asks else self.text(question.ids),
                     question=question.record.prompt,
                     refusals=self.refusals,
-                    keywords=self.keywords and self.keywords.of(question.record),
+                    keywords=None if self.keywords is None else self.keywords.of(question.record),
                     answered=question.record.answered,
                     likelihoods=likelihoods,
                     continuation=None if continuation is None else self.text(continuation),

@@ -12,8 +12,8 @@ PUBLISHED_LR = 1e-5  # DualOptim+, full-parameter training
 PUBLISHED_WIDTH = 2048  # Phi-1.5, the narrowest model of the published runs
 WIDTH_POWER, HIGHEST_LR = 1.5, 3.5e-4  # measured, see docs/scaling.md
 ADAPTER_LR = 10  # times the rate of whole weights: measured, see docs/lora.md
-FORGET_PASSES = 3
-FEWEST_TURNS, MOST_TURNS = 40, 250  # forget steps, however few or many rows there are
+FORGET_PASSES = 7  # measured, see docs/results.md
+FEWEST_TURNS, MOST_TURNS = 20, 250  # forget steps, however few or many rows there are
 MOST_PROBE_ROWS, FEWEST_PROBE_ROWS = 64, 8
 
 # Of the passes of a run: what its probes may take where their rows are left to us.

@@ -129,7 +129,8 @@ def _save(
 def _write(
     aside: Path, head: Mapping[str, Any], trained: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]
 ) -> None:
-    contents = (trained, {}), (unshared(state), header(head["optimizer"]))
+    no_words: dict[str, str] = {}
+    contents = (trained, no_words), (unshared(state), header(head["optimizer"]))
     for name, (tensors, words) in zip(FILES, contents, strict=True):
         save_file(dict(tensors), aside / name, metadata=words)
         sync(aside / name)

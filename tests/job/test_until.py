@@ -130,9 +130,9 @@ def test_the_gates_of_the_run_end_it_but_for_those_on_other_rows(place: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("until", "steps", "ends"), [("auto", "auto", True), ("auto", 9, False), ("gates", 9, True), ("off", "auto", False)]
+    ("until", "steps", "ends"), [("gates", "auto", True), (["forget.prob <= 0.1"], 9, True), ("off", "auto", False)]
 )
-def test_a_number_of_steps_that_the_user_chose_is_kept_to(place: Path, until: str, steps: Any, ends: bool) -> None:
+def test_training_ends_by_a_rule_where_one_is_named(place: Path, until: Any, steps: Any, ends: bool) -> None:
     assert config(place, until, steps).schedule.ends_by_rule is ends
 
 

@@ -37,14 +37,14 @@ def test_an_adapter_takes_ten_times_the_rate_of_the_weights() -> None:
 
 
 def test_run_length_follows_the_forget_set_within_bounds() -> None:
-    assert steps(12) == FEWEST_TURNS * 6
-    assert steps(100_000) == MOST_TURNS * 6
-    assert steps(12) < steps(1000) < steps(100_000)
+    assert steps(12) == FEWEST_TURNS * 2
+    assert steps(100_000) == MOST_TURNS * 2
+    assert steps(12) < steps(400) < steps(100_000)
 
 
 def test_joint_steps_count_once() -> None:
     joint = {"schedule": {"mode": "joint"}, "optimizer": {"name": "adamw"}}
-    assert steps(1000) == 6 * steps(1000, **joint)
+    assert steps(400) == 2 * steps(400, **joint)
 
 
 def test_what_the_user_says_is_not_chosen_for_them() -> None:
