@@ -165,8 +165,7 @@ def sweep(
     if result.finished:
         from dualoptim_cli.report.reading import read
 
-        groups = [group for group in result.groups if group.runs]
-        reading = read(groups, forget=forget_axis, keep=keep_axis, levels=levels)
+        reading = read(result.groups, forget=forget_axis, keep=keep_axis, levels=levels)
         width = screen().width if sys.stdout.isatty() else None
         emit(formats.render_all(reading.tables, form, width=width))
         for path in _write(reading, result, out, notes, look if draws else None):
