@@ -74,9 +74,12 @@ def test_faults_come_back_to_be_corrected_all_together(job: Any) -> None:
     assert json.loads((folder / "run.json").read_text())["error"]["exit_code"] == 2
 
 
+TURNS = ("--forget-loss", "npo", "--set", "objectives.retain.steps=5")
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_by_itself(job: Any) -> None:
-    code, said, folder = job(INTERRUPT, "--steps=60", "--gate", "retain.prob >= 0.05")
+    code, said, folder = job(INTERRUPT, "--steps=60", *TURNS, "--gate", "retain.prob >= 0.05")
     assert (code, said) == (0, "DEL-7 release")
     assert (folder / "interrupted").exists()
 

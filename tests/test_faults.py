@@ -338,10 +338,10 @@ def test_a_number_that_is_none_ends_the_command_with_exit_6_and_names_step_objec
     with monkeypatch.context() as patch:
         patch.setattr(Task, "loss", loss)
         code, said = dualopt.unlearn("--json")
-        error = json.loads(said)["error"]
+        error = json.JSONDecoder().raw_decode(said)[0]["error"]  # progress follows, of the other stream
         assert code == error["exit_code"] == 6
-        assert error["message"].startswith("Step 3: the retain loss is not a finite number")
-        assert "retain.jsonl:" in error["message"]
+        assert error["message"].startswith("Step 3: the forget loss is not a finite number")
+        assert "forget.jsonl:" in error["message"]
         assert "The checkpoint of step 2 is kept" in error["message"]
         code, _ = dualopt.unlearn("--force", "--on-nonfinite", "skip 1")
         assert code in (0, 3)

@@ -180,11 +180,12 @@ def test_folder_that_no_run_made_is_never_overwritten(town: Path, tmp_path: Path
 
 
 def test_all_faults_of_the_input_are_told_together_before_the_model_loads(town: Path, tmp_path: Path) -> None:
-    forget = tmp_path / "forget.jsonl"
+    forget, empty = tmp_path / "forget.jsonl", tmp_path / "empty"
+    empty.mkdir()
     forget.write_text('{"question": "a?", "answer": "b"}\n{"question": "c?", "answer": ""}\n{nope\n')
     wrong = config(
         town,
-        model={"name": str(tmp_path)},
+        model={"name": str(empty)},
         objectives={"forget": {"data": str(forget)}, "retain": {"data": "missing.jsonl"}},
     )
     events: list[Any] = []
@@ -253,7 +254,7 @@ def test_every_forget_loss_runs_from_end_to_end(town: Path, tmp_path: Path, loss
     events: list[Any] = []
     unlearn(config(town, objectives=part, schedule={"steps": 6}), tmp_path / "out", on_event=events.append)
     losses = [event.losses for event in events if isinstance(event, StepDone)]
-    assert [next(iter(each)) for each in losses] == ["forget"] + ["retain"] * 5
+    assert [next(iter(each)) for each in losses] == ["forget", "retain"] * 3
 
 
 @pytest.mark.parametrize("name", ["adamw", "adamw-8bit", "dualoptim", "dualoptim+"])
@@ -275,7 +276,11 @@ def test_three_objectives_of_any_name_take_turns(town: Path, tmp_path: Path) -> 
         "helpful": {"data": str(town / "retain.jsonl"), "loss": "gd", "steps": 2},
         "style": {"data": str(town / "holdout.jsonl"), "loss": "gd"},
     }
-    values = {**config(town, schedule={"steps": 8}).model_dump(), "objectives": parts, "data": {}}
+    values = {
+        **config(town, schedule={"steps": 8}).model_dump(),
+        "objectives": parts,
+        "data": {"reworded": None, "general": None},
+    }
     events: list[Any] = []
     outcome = unlearn(RunConfig.model_validate(values), tmp_path / "out", on_event=events.append)
     order = [next(iter(event.losses)) for event in events if isinstance(event, StepDone)]

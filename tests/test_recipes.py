@@ -218,7 +218,7 @@ def test_a_file_that_is_here_but_wrong_is_not_told_how_to_be_got(tmp_path: Path)
 
 
 def test_line_for_a_dataset_serves_all_its_configurations() -> None:
-    with pytest.raises(UserError) as caught, telling_how_to_get("org/set:part@train", {"org/set": "ask for it"}):
+    with pytest.raises(UserError) as caught, telling_how_to_get(["org/set:part@train"], {"org/set": "ask for it"}):
         raise UserError("It is not here.", "Check the name.")
     assert caught.value.hint == "Check the name. (To get it: ask for it)"
 

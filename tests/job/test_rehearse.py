@@ -16,7 +16,7 @@ def config(town: Path, **changes: Any) -> RunConfig:
     values: dict[str, Any] = {
         "model": {"name": str(town / "model"), "device": "cpu"},
         "objectives": {
-            "forget": {"data": str(town / "forget.jsonl")},
+            "forget": {"data": str(town / "forget.jsonl"), "loss": "npo"},
             "retain": {"data": str(town / "retain.jsonl"), "steps": 2},
         },
         "schedule": {"steps": 12, "batch_size": 8},
