@@ -69,6 +69,9 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
+OWN_FOLDER = "Choose a folder of its own for --out."
+
+
 def check_apart(out: Path, sources: Iterable[tuple[str, Path]]) -> None:
     """Refuse a folder to write into that holds a source or lies in one: what is written there replaces and removes.
 
@@ -81,13 +84,13 @@ def check_apart(out: Path, sources: Iterable[tuple[str, Path]]) -> None:
         if not os.path.lexists(source):
             continue
         if here is not None and here == _identity(source):
-            faults.append(UserError(f"--out {out} is {what} ({source}).", "Choose another --out."))
+            faults.append(UserError(f"--out {out} is {what} ({source}).", OWN_FOLDER))
         elif here is not None and here in _identities(source):
             fact = f"--out {out} holds {what} ({source}), which a result there would replace."
-            faults.append(UserError(fact, "Choose a folder of its own for --out."))
+            faults.append(UserError(fact, OWN_FOLDER))
         elif source.is_dir() and _identity(source) in above:
             fact = f"--out {out} lies in {source}, which is {what}: a result is no part of what it was made from."
-            faults.append(UserError(fact, "Choose a folder of its own for --out."))
+            faults.append(UserError(fact, OWN_FOLDER))
     raise_all(faults)
 
 

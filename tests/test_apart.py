@@ -55,7 +55,7 @@ def test_a_result_is_refused_where_its_source_lies_and_nothing_is_touched(
     done = dualopt("unlearn", *flags, "--out", out, "--device", "cpu", *force)
     assert (done.code, state(place)) == (2, before)
     assert said in done.err
-    assert "--out" in done.err.replace(f"--out {out}", "")
+    assert "of its own for --out" in done.err
 
 
 def test_a_run_does_not_replace_the_run_that_it_begins_with(dualopt: Any, place: Path) -> None:
