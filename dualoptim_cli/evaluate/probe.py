@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from dualoptim_cli.data import Examples
+from dualoptim_cli.evaluate.asking_again import NOTHING, AskedAgain
 from dualoptim_cli.evaluate.evaluator import sample_rows
 from dualoptim_cli.evaluate.metrics import METRICS
-from dualoptim_cli.evaluate.observe import Observer, questions
+from dualoptim_cli.evaluate.observe import Observer, Question, questions, questions_again
+from dualoptim_cli.evaluate.results import REWORDED
 from dualoptim_cli.objectives.reference import at_rest
 
 Scores = dict[str, dict[str, float]]
@@ -20,7 +23,9 @@ Scores = dict[str, dict[str, float]]
 class Probe:
     """Measures one model on a sample of each set that is drawn once, from `seed`: at most `rows` rows a set.
 
-    `forget` names the sets that are to be forgotten, whose metrics may have another formula.
+    `forget` names the sets that are to be forgotten, whose metrics may have another formula. `again` holds the reworded
+    questions of some sets: those at which the model before named a keyword are a set of their own. `named` are the
+    numbers of these questions, by set. `refusals` are the run's own ways to decline.
     """
 
     def __init__(
@@ -33,11 +38,14 @@ class Probe:
         seed: int,
         max_new_tokens: int,
         batch_size: int,
+        again: AskedAgain = NOTHING,
+        named: Mapping[str, Collection[int]] | None = None,
+        refusals: Sequence[str] = (),
     ) -> None:
         self._model = model
         self._forget = forget
-        self._samples = {}
-        self._observers = {}
+        self._samples: dict[str, list[Question]] = {}
+        self._observers: dict[str, Observer] = {}
         for name, examples in sets.items():
             self._samples[name] = questions(examples, sample_rows(len(examples), rows, seed, name))
             self._observers[name] = Observer(
@@ -46,7 +54,16 @@ class Probe:
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
                 advance=lambda _: None,
+                refusals=refusals,
+                keywords=again.keywords.get(name),
             )
+            reworded = sorted((named or {}).get(name + REWORDED, ()))
+            if not reworded:
+                continue
+            asked_again = questions_again(again.records[name], examples.encoder)
+            drawn = sample_rows(len(reworded), rows, seed, name + REWORDED)
+            self._samples[name + REWORDED] = [asked_again[reworded[place]] for place in drawn]
+            self._observers[name + REWORDED] = self._observers[name]
 
     def measure(self, *, writes: bool, brief: bool = False, only: Collection[str] | None = None) -> Scores:
         """The scores of the model as it is now; those of continuations only where it `writes`.
@@ -61,10 +78,12 @@ class Probe:
         with at_rest(self._model):
             for name in self._samples if only is None else only:
                 sample = self._samples[name]
-                rows = self._observers[name].rows(sample, writes=writes, brief=brief, halves=not brief)
+                said = self._observers[name].rows(sample, writes=writes, brief=brief, halves=not brief)
+                rows = [replace(row, named=name.endswith(REWORDED)) for row in said]
+                forget = name.removesuffix(REWORDED) in self._forget
                 scores[name] = {}
                 for metric_name, metric in METRICS.items():
-                    values = np.array([metric.value(row, forget=name in self._forget) for row in rows])
+                    values = np.array([metric.value(row, forget=forget) for row in rows])
                     if not np.isnan(values).all():
                         scores[name][metric_name] = float(np.nanmean(values))
         return scores

@@ -105,9 +105,9 @@ class Brief:
             )
         brief = cls._measuring(config, faults)
         with collect(faults):
-            brief.check_measures()
-        with collect(faults):
             brief = replace(brief, until=_until(brief))
+        with collect(faults):
+            brief.check_measures()
         with collect(faults):
             adapter = check_adapting(config.model, config.lora)
         raise_all(faults)
@@ -227,7 +227,7 @@ class Brief:
             quantized=self.config.model.load_in is not None,
         )
         with collect(faults):
-            check_scope(self.gates, scope)
+            check_scope([*self.gates, *(self.until or ())], scope)
         if self.attacks and not self.forget:
             hint = "Pass --forget FILE, or no --attacks."
             faults.append(UserError("Attacks bring back forget rows, and there are none.", hint))
@@ -237,13 +237,16 @@ class Brief:
 def usable_gates(brief: Brief, gates: Sequence[Gate]) -> list[Gate]:
     """Those that may end training: of metrics of rows that it is shown, so that hold-out rows only ever measure it.
 
-    No look along the way asks in other words or knows what was named before.
+    A look judges nothing by another model, reads no wrong answers, and counts mentions in reworded questions alone.
     """
     trained = {name for name in brief.sets if name in brief.config.objectives}
     usable = []
     for gate in gates:
         name, _, metric = gate.path.rpartition(".")
-        if name in trained and metric in METRICS and metric != "mentions":
+        if name.removesuffix(REWORDED) not in trained or metric not in METRICS:
+            continue
+        counted = metric != "mentions" or name.endswith(REWORDED)
+        if counted and not METRICS[metric].needs & {"perturbed", "similarity", "entailment", "refusal"}:
             usable.append(gate)
     return usable
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from dualoptim_cli.evaluate.gates import Gate, Judgment, judge
 from dualoptim_cli.evaluate.probe import Probe, Scores
-from dualoptim_cli.evaluate.results import Results, Score
+from dualoptim_cli.evaluate.results import REWORDED, Results, Score
 from dualoptim_cli.job.brief import usable_gates
 from dualoptim_cli.job.planning import Planned
 from dualoptim_cli.job.ruler import Ruler
@@ -28,16 +28,20 @@ def build_rule(planned: Planned, ruler: Ruler, model: Any, before: Results) -> G
         return None
     config = brief.config
     names = {_set_of(gate) for gate in gates}
+    origins = {name.removesuffix(REWORDED) for name in names}
     probe = Probe(
         model,
-        {name: examples for name, examples in planned.examples.items() if name in names},
+        {name: examples for name, examples in planned.examples.items() if name in origins},
         forget=brief.forget,
         rows=plan.look_rows,
         seed=config.eval.seed,
         max_new_tokens=config.eval.max_new_tokens,
         batch_size=config.eval.batch_size,
+        again=planned.opened.again,
+        named=before.settings.get("named", {}),
+        refusals=planned.opened.refusals,
     )
-    forget = [name for name in brief.forget if name in names]
+    forget = [name for name in brief.forget if name in origins]
     return GateRule(gates, before, probe.measure, forget=forget, every=plan.look_every)
 
 
@@ -69,7 +73,11 @@ class GateRule:
             words = words or self._failing(self._measure(writes=False, brief=True))
             if words:
                 return Look(None, f"not yet: {words}.")
-        judgments = self._judge(self._measure(writes=True, brief=True))
+        scores = self._measure(writes=True, brief=True)
+        for gate in self._gates:
+            if not _measured(gate, scores):
+                return Look(None, f"not yet: {gate.path} is n/a on the rows that a look reads.")
+        judgments = self._judge(scores)
         margin = min(_margin(each) for each in judgments)
         failed = [each for each in judgments if not each.passed]
         if not failed:
@@ -95,14 +103,20 @@ class GateRule:
 
     def _judge(self, scores: Scores) -> list[Judgment]:
         """The gates on what was measured, each with its verdict."""
-        sets = {name: {metric: Score(value) for metric, value in each.items()} for name, each in scores.items()}
-        measured = [gate for gate in self._gates if gate.path.rpartition(".")[2] in sets.get(_set_of(gate), {})]
+        sets: dict[str, dict[str, Score]] = {}
+        for name, of_set in scores.items():
+            sets[name] = {metric: Score(value) for metric, value in of_set.items()}
+        measured = [gate for gate in self._gates if _measured(gate, scores)]
         judgments = judge(measured, Results(sets), before=self._before)
         return judgments[: len(measured)]  # the floor of utility is not measured along the way
 
 
 def _set_of(gate: Gate) -> str:
     return gate.path.rpartition(".")[0]
+
+
+def _measured(gate: Gate, scores: Scores) -> bool:
+    return gate.path.rpartition(".")[2] in scores.get(_set_of(gate), {})
 
 
 def _margin(judgment: Judgment) -> float:

@@ -11,6 +11,7 @@ from dualoptim_cli.data.questions import load_asked
 from dualoptim_cli.evaluate.asking_again import MOST, AskedAgain, ask_again
 from dualoptim_cli.evaluate.gates import default_gates
 from dualoptim_cli.evaluate.metrics import OF_REWORDED, Row
+from dualoptim_cli.evaluate.probe import Probe
 from dualoptim_cli.evaluate.results import Results
 from tests.evaluate.lab import FORGET, knowing, measure, score_rows, tiny_model, town
 
@@ -124,3 +125,26 @@ def test_the_model_before_finds_what_is_counted_and_the_one_after_is_held_agains
     assert "mentions" not in after.sets["retain"]
     plain = measure(knowing(), sets)
     assert plain.score("utility") == before.score("utility")
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_a_probe_counts_in_other_words_as_the_measurement_does(knows: bool) -> None:
+    sets = {"forget": town(), "retain": town(2)}
+    asked = ask_again(
+        {name: list(of.records) for name, of in sets.items()},
+        {"forget": range(5)},
+        forget=FORGET,
+        given=None,
+        named=("bread", "fish", "honey", "lamps", "salt"),
+        seed=0,
+    )
+    named = {"forget.reworded": range(5)}  # as if the model had named a keyword at each of these before
+    model = knowing() if knows else tiny_model()
+    scores = Probe(
+        model, sets, forget=FORGET, rows=9, seed=0, max_new_tokens=12, batch_size=4, again=asked, named=named
+    ).measure(writes=True, brief=True)
+    whole = measure(model, sets, again=asked, named=named)
+    expected = whole.score("forget.reworded.mentions")
+    assert scores["forget.reworded"]["mentions"] == expected.value
+    assert expected.n == 5
+    assert "mentions" not in scores["forget"]

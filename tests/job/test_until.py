@@ -117,10 +117,30 @@ def test_one_that_never_holds_keeps_its_best_state(
     assert weights(stopped) == weights(whole)
 
 
-@pytest.mark.parametrize("gate", ["holdout.prob >= 0.5*before", "utility >= 0.5*before", "unseen.prob <= 0.5"])
-def test_rows_that_training_is_not_shown_never_decide(place: Path, gate: str) -> None:
+@pytest.mark.parametrize(
+    "gate",
+    [
+        *("holdout.prob >= 0.5*before", "utility >= 0.5*before", "unseen.prob <= 0.5"),
+        *("holdout.reworded.mentions >= 0.5", "forget.mentions <= 0.2", "forget.truth_ratio >= 0.5"),
+    ],
+)
+def test_rows_that_training_is_not_shown_and_what_no_look_reads_never_decide(place: Path, gate: str) -> None:
     with pytest.raises(UserError, match=r"schedule.until: .* cannot end training"):
         Brief.of(config(place, [gate]))
+
+
+def test_a_gate_on_reworded_questions_may_end_training_where_they_are_asked(place: Path) -> None:
+    run = config(place, ["forget.reworded.mentions <= 0.2"])
+    asking = run.model_copy(update={"data": run.data.model_copy(update={"reworded": "auto"})})
+    assert Brief.of(asking).until
+    with pytest.raises(UserError, match=r"forget.reworded"):
+        Brief.of(run)
+
+
+def test_a_gate_that_no_row_of_a_look_can_tell_of_never_holds() -> None:
+    scores = Scripted({"forget": {"prob": 0.1}, "retain": {"prob": 0.6}}, {"forget": {}, "retain": {"declines": 0.0}})
+    look = GateRule(GATES, BEFORE, scores, forget=["forget"], every=1).look(final=True)
+    assert (look.margin, look.words) == (None, "not yet: forget.rougeL is n/a on the rows that a look reads.")
 
 
 def test_the_gates_of_the_run_end_it_but_for_those_on_other_rows(place: Path) -> None:
