@@ -138,7 +138,7 @@ def compare(
                 turn=config.schedule.batch_size,
                 micro_batch=size,
                 shrinks=False,
-                longest=(length, length - round(PROMPT * length)),
+                longest={"answer": (length, length - round(PROMPT * length))},
                 checkpoints=2,
                 room=Room("cpu", 2**50),
             )

@@ -237,14 +237,14 @@ def test_an_output_below_a_file_or_in_a_system_folder_is_refused(dualopt: Comman
 def test_an_output_folder_that_is_removed_while_the_run_works_is_told(
     dualopt: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Task.loss
+    original = Task.losses
 
-    def loss(self: Task, model: Any, rows: Sequence[int], *, draw: int = 0) -> torch.Tensor:
+    def losses(self: Task, model: Any, rows: Sequence[int], *, draw: int = 0) -> Iterator[torch.Tensor]:
         if draw == 2:
             shutil.rmtree(dualopt.out, ignore_errors=True)
         return original(self, model, rows, draw=draw)
 
-    monkeypatch.setattr(Task, "loss", loss)
+    monkeypatch.setattr(Task, "losses", losses)
     code, said = dualopt.unlearn()
     assert code == 4
     assert "is gone. It was removed or renamed while the run was at work." in said
@@ -258,7 +258,7 @@ PLACES = {
     "the tokenizer": "transformers.AutoTokenizer.from_pretrained",
     "references": "dualoptim_cli.objectives.forward.Task.prepare",
     "measuring": "dualoptim_cli.job.ruler.measure",
-    "a step": "dualoptim_cli.objectives.forward.Task.loss",
+    "a step": "dualoptim_cli.objectives.forward.Task.losses",
     "the optimizer": "dualoptim_cli.optim.dual.DualOptimizer._step_one",
     "a checkpoint": "dualoptim_cli.train.checkpoint.save_file",
     "attacks": "dualoptim_cli.job.ruler.attack",
@@ -330,13 +330,14 @@ def test_memory_that_runs_out_in_other_commands_is_exit_4_and_told(
 def test_a_number_that_is_none_ends_the_command_with_exit_6_and_names_step_objective_and_rows(
     dualopt: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original = Task.loss
+    original = Task.losses
 
-    def loss(self: Task, model: Any, rows: Sequence[int], *, draw: int = 0) -> torch.Tensor:
-        return original(self, model, rows, draw=draw) * (math.nan if draw == 2 else 1.0)
+    def losses(self: Task, model: Any, rows: Sequence[int], *, draw: int = 0) -> Iterator[torch.Tensor]:
+        for loss in original(self, model, rows, draw=draw):
+            yield loss * (math.nan if draw == 2 else 1.0)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Task, "loss", loss)
+        patch.setattr(Task, "losses", losses)
         code, said = dualopt.unlearn("--json")
         error = json.JSONDecoder().raw_decode(said)[0]["error"]  # progress follows, of the other stream
         assert code == error["exit_code"] == 6

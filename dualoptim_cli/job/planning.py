@@ -16,7 +16,6 @@ from dualoptim_cli.job.brief import Brief
 from dualoptim_cli.job.opening import Opened
 from dualoptim_cli.job.phases import collect, phase
 from dualoptim_cli.model.load import load_tokenizer
-from dualoptim_cli.objectives.forward import ANSWERS
 from dualoptim_cli.plan import Plan, plan_run, with_needs
 from dualoptim_cli.plan.disk import checkpoints_at_once
 from dualoptim_cli.plan.needs import Needs, find_needs
@@ -85,11 +84,6 @@ def plan(opened: Opened, *, out: Path | None, on_event: OnEvent) -> Planned:
     for each in examples.values():
         for note in each.notes:
             on_event(Note(note, "warning"))
-    longest = most_counted = 0
-    for of_objective in sizes.values():
-        for answers in of_objective.values():
-            longest = max(longest, *(length for length, _ in answers))
-            most_counted = max(most_counted, *(counted for _, counted in answers))
     with phase("Planning memory and disk", on_event):
         needs = find_needs(
             brief.setup,
@@ -97,7 +91,7 @@ def plan(opened: Opened, *, out: Path | None, on_event: OnEvent) -> Planned:
             turn=max(schedule.rows_a_turn(name) for name in turns),
             micro_batch=numbers.micro_batch,
             shrinks=config.schedule.micro_batch_size == "auto",
-            longest=(longest, most_counted),
+            longest=_longest(opened, sizes),
             checkpoints=checkpoints_at_once(
                 config.checkpoint,
                 rolls_back=config.schedule.on_collapse == "rollback",
@@ -134,6 +128,19 @@ def plan_attacks(brief: Brief, plan: Plan, forget_rows: int) -> tuple[list[str],
     )
 
 
+def _longest(opened: Opened, sizes: Mapping[str, Sizes]) -> dict[str, tuple[int, int]]:
+    """The tokens of the longest row and how many of them can count, by kind of answer, over all objectives."""
+    longest: dict[str, tuple[int, int]] = {}
+    for name, of_objective in sizes.items():
+        objective = opened.brief.sets[name].objective
+        assert objective is not None, "only what has an objective takes turns"
+        for answers in of_objective.values():
+            for kind, (length, counted) in zip(objective.kinds, answers, strict=True):
+                most, most_counted = longest.get(kind, (0, 0))
+                longest[kind] = max(most, length), max(most_counted, counted)
+    return longest
+
+
 def _sizes(opened: Opened, name: str, examples: Examples, rows: Sequence[int]) -> Sizes:
     """How long each row is, with each answer that the objective reads to it.
 
@@ -141,7 +148,6 @@ def _sizes(opened: Opened, name: str, examples: Examples, rows: Sequence[int]) -
     """
     objective = opened.brief.sets[name].objective
     assert objective is not None, "only what has an objective takes turns"
-    kinds = [kind for kind in ANSWERS if kind in objective.needs] or ["answer"]
     all_tokens, skip_first = bool(objective.options["all_tokens"]), int(objective.options["skip_first"])
     faults = Faults(examples.records.name)
     sizes: dict[int, tuple[tuple[int, int], ...]] = {}
@@ -149,7 +155,7 @@ def _sizes(opened: Opened, name: str, examples: Examples, rows: Sequence[int]) -
         some = rows[start : start + AT_ONCE]
         refusals = [draw_refusal(opened.refusals, seed=opened.brief.config.seed, row=row) for row in some]
         try:
-            encoded = [examples.encode(some, refusals if kind == "refusal" else None) for kind in kinds]
+            encoded = [examples.encode(some, refusals if kind == "refusal" else None) for kind in objective.kinds]
         except UserError as fault:
             faults.add(fault)
             continue

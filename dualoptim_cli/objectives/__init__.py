@@ -13,9 +13,20 @@ from dualoptim_cli.objectives import forget, retain
 
 Scale = Literal["nats", "margin", "divergence"]
 
+# Kinds of answers to a row's question that a loss can look at.
+ANSWERS = ("answer", "refusal", "alternative")
+
 # Settings of every loss: which tokens of a row it counts. All of them, the question's too; and how many of the first
 # ones it leaves out (never the last).
 COUNTING = {"all_tokens": 0.0, "skip_first": 0.0}
+
+
+@dataclass(frozen=True)
+class Term:
+    """A part of a loss that reads one kind of answer alone, and the loss's options that it takes."""
+
+    of: Callable[..., Any]
+    options: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -32,6 +43,8 @@ class Objective:
     `target`: the token that `target` holds at each position: the row's next one, or the next one of a refusal that is
     repeated to the row's length.
     `refusals`: the objective's own ways to decline, where the user gives none and the general list would not do.
+    `terms`: of a loss that is a sum over kinds of answers, its parts by kind. Each goes backward before the next is
+    computed: in one graph, the gradient of the first would wait for that of the second, as large as the model.
     `takes_texts`: of a loss with a refusal, whether it also takes plain text, which asks nothing to be declined.
     `scale`: of a retain loss, what its value is counted in, so that a collapse can be told from it: `nats` per token,
     the `margin` between a refusal and the answer, a Jensen–Shannon `divergence`; None where it has no fixed scale.
@@ -45,9 +58,15 @@ class Objective:
     unit: Literal["tokens", "rows"] = "tokens"
     target: Literal["answer", "refusal"] = "answer"
     refusals: tuple[str, ...] = ()
+    terms: Mapping[str, Term] = field(default_factory=dict)
     takes_texts: bool = False
     scale: Scale | None = None
     beside: str = ""
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of answers that the loss reads of each row, out of `ANSWERS`."""
+        return [kind for kind in ANSWERS if kind in self.needs] or ["answer"]
 
     @property
     def options(self) -> dict[str, float]:
@@ -91,6 +110,10 @@ FORGET: dict[str, Objective] = {
         needs=frozenset({"answer", "answer_reference", "refusal"}),
         defaults={"beta": 0.03, "refusal_weight": 0.3},
         unit="rows",
+        terms={
+            "answer": Term(forget.npo_per_token, ("beta",)),
+            "refusal": Term(forget.declining, ("refusal_weight",)),
+        },
         takes_texts=True,
     ),
     "idk": Objective(forget.idk, needs=frozenset({"refusal"})),

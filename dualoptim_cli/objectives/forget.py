@@ -79,8 +79,18 @@ def npo_idk(
     nearly as likely as before. Both count per token here, and so do `gd` and `kl`: a sum over the answer's tokens
     would drown them where gradients are added or share one second moment. Ours, of two published parts.
     """
-    per_token = npo(answer, answer_reference, beta=beta) / answer.counted.sum(dim=1).clamp(min=1)
-    return per_token + refusal_weight * refusal.mean
+    unlearned = npo_per_token(answer, answer_reference, beta=beta)
+    return unlearned + declining(refusal, refusal_weight=refusal_weight)
+
+
+def npo_per_token(answer: Likelihood, answer_reference: Tensor, *, beta: float) -> Tensor:
+    """The term of `npo_idk` that unlearns the answer: `npo` divided by the answer's tokens (rows,)."""
+    return npo(answer, answer_reference, beta=beta) / answer.counted.sum(dim=1).clamp(min=1)
+
+
+def declining(refusal: Likelihood, *, refusal_weight: float) -> Tensor:
+    """The term of `npo_idk` that learns to decline: n of the refusal, weighted (rows,)."""
+    return refusal_weight * refusal.mean
 
 
 def wga(answer: Likelihood, *, beta: float) -> Tensor:

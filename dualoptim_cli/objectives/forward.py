@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -22,11 +22,10 @@ from dualoptim_cli.objectives.reference import Frozen, at_rest
 OnProgress = Callable[[int, int], None]
 
 # The kinds of answer to a row's question that a loss can read.
-ANSWERS = ("answer", "refusal", "alternative")
 
 
 class Answer(NamedTuple):
-    """An answer to a row's question: its kind (one of ANSWERS), the row, and which of its alternatives (else 0)."""
+    """An answer to a row's question: its kind, the row, and which of its alternatives (else 0)."""
 
     kind: str
     row: int
@@ -58,7 +57,7 @@ class Task:
         seed: int,
     ) -> None:
         self.name = name
-        self.kinds = [kind for kind in ANSWERS if kind in objective.needs] or ["answer"]
+        self.kinds = objective.kinds
         self._objective = objective
         self._examples = examples
         self._options = objective.defaults
@@ -87,6 +86,14 @@ class Task:
 
     def loss(self, model: nn.Module, rows: Sequence[int], *, draw: int = 0) -> Tensor:
         """The loss summed over these rows (a scalar with gradients), not divided by anything."""
+        return self.loss_of_batches(model, *self._read(rows, draw))
+
+    def losses(self, model: nn.Module, rows: Sequence[int], *, draw: int = 0) -> Iterator[Tensor]:
+        """The same in the parts that it is a sum of: go backward from each before asking for the next."""
+        return self.losses_of_batches(model, *self._read(rows, draw))
+
+    def _read(self, rows: Sequence[int], draw: int) -> tuple[dict[str, Batch], dict[str, Tensor]]:
+        """Of each kind of answer, the batch of these rows, and what the model before said of them where that counts."""
         batches: dict[str, Batch] = {}
         references: dict[str, Tensor] = {}
         for kind in self.kinds:
@@ -94,7 +101,7 @@ class Task:
             batches[kind] = self._batch(due)
             if kind in self._kinds_with_reference():
                 references[kind] = torch.tensor([self._reference[answer.key] for answer in due], dtype=torch.float64)
-        return self.loss_of_batches(model, batches, references)
+        return batches, references
 
     def loss_of_batches(
         self, model: nn.Module, batches: Mapping[str, Batch], references: Mapping[str, Tensor]
@@ -114,10 +121,30 @@ class Task:
             return self._over_activations(model, batches["answer"]).sum()
         provided: dict[str, Any] = {}
         for kind in self.kinds:
-            provided[kind] = now = passes.likelihood(model, batches[kind])
-            if f"{kind}_reference" in needs:
-                provided[f"{kind}_reference"] = references[kind].to(now.nll)
+            provided |= self._likelihood(model, kind, batches, references)
         return self._call(**provided).sum()
+
+    def losses_of_batches(
+        self, model: nn.Module, batches: Mapping[str, Batch], references: Mapping[str, Tensor]
+    ) -> Iterator[Tensor]:
+        """The parts of `loss_of_batches`: one where the loss is no sum over kinds of answers."""
+        if not self._objective.terms:
+            yield self.loss_of_batches(model, batches, references)
+        for kind, term in self._objective.terms.items():
+            if not batches[kind].answer_tokens:  # plain text has no refusal, and so no gradient of one
+                continue
+            options = {name: self._options[name] for name in term.options}
+            yield term.of(**self._likelihood(model, kind, batches, references), **options).sum()
+
+    def _likelihood(
+        self, model: nn.Module, kind: str, batches: Mapping[str, Batch], references: Mapping[str, Tensor]
+    ) -> dict[str, Any]:
+        """How likely answers of a kind are now and, where the loss compares with it, what they were before."""
+        now = passes.likelihood(model, batches[kind])
+        provided: dict[str, Any] = {kind: now}
+        if f"{kind}_reference" in self._objective.needs:
+            provided[f"{kind}_reference"] = references[kind].to(now.nll)
+        return provided
 
     def counted(self, row: Encoded) -> Encoded:
         """The row with those tokens counted that the objective's options name."""

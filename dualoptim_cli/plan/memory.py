@@ -10,14 +10,14 @@ import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dualoptim_cli.data.batches import collate
+from dualoptim_cli.data.batches import Batch, collate
 from dualoptim_cli.data.encode import Encoded
 from dualoptim_cli.objectives import Objective
 from dualoptim_cli.objectives.forward import Task
@@ -55,11 +55,20 @@ Parts = Counter[str]
 
 @dataclass(frozen=True)
 class Rows:
-    """The largest micro-batch: so many rows of at most so many tokens, of which at most `counted` have a loss."""
+    """The largest micro-batch: so many rows of at most so many tokens, of which at most `counted` have a loss.
+
+    `of_kind` has the length and the counted tokens of those kinds of answers that are shorter: a refusal, say.
+    """
 
     rows: int
     length: int
     counted: int
+    of_kind: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def largest(self, kind: str) -> tuple[int, int]:
+        """The tokens of the longest row with this kind of answer, and how many of them can count."""
+        length, counted = self.of_kind.get(kind, (self.length, self.counted))
+        return length, min(counted, length - 1)
 
 
 @dataclass(frozen=True)
@@ -225,10 +234,12 @@ def _run(
         frozen = Frozen(dtype=FLOAT.get(setup.model.frozen_dtype))
         no_examples: Any = None  # the task is given batches
         task = Task(name, objective, no_examples, refusals=(), frozen=frozen, seed=0)
-        counted = min(rows.counted, rows.length - 1)
-        # One row of the length and with the counted tokens of the largest: what is held depends on nothing else.
-        row = task.counted(Encoded((0,) * rows.length, ((rows.length - counted, rows.length),)))
-        batch = collate([row] * rows.rows, pad_id=0)
+        batches: dict[str, Batch] = {}
+        for kind in task.kinds:
+            # One row of the length and with the counted tokens of the largest: what is held depends on nothing else.
+            length, counted = rows.largest(kind)
+            row = task.counted(Encoded((0,) * length, ((length - counted, length),)))
+            batches[kind] = collate([row] * rows.rows, pad_id=0)
         resting = [*model.parameters(), *model.buffers()]
         assume_halves(model)  # whether a head comes apart is found by comparing numbers, which there are none of
         if objective.compares_whole:
@@ -240,13 +251,12 @@ def _run(
             for p in model.parameters():
                 p.grad = torch.empty_like(p) if p.requires_grad else None
             resting += [p.grad for p in model.parameters() if p.grad is not None]
-        batches, references = dict.fromkeys(task.kinds, batch), dict.fromkeys(task.kinds, torch.zeros(rows.rows))
+        references = dict.fromkeys(task.kinds, torch.zeros(rows.rows))
         allocations = Allocations(part_of, resting=resting)
-        with allocations, _gradients_counted(model, allocations):
-            with torch.set_grad_enabled(backward):
-                loss = task.loss_of_batches(model, batches, references)
-            if backward:
-                loss.backward()  # type: ignore[no-untyped-call]
+        with allocations, _gradients_counted(model, allocations), torch.set_grad_enabled(backward):
+            for loss in task.losses_of_batches(model, batches, references):
+                if backward:
+                    loss.backward()  # type: ignore[no-untyped-call]
     return allocations.highest, allocations.at_peak
 
 

@@ -70,7 +70,7 @@ def find_needs(
     turn: int,
     micro_batch: int,
     shrinks: bool,
-    longest: tuple[int, int],
+    longest: Mapping[str, tuple[int, int]],
     checkpoints: int,
     out: Path | None = None,
     room: Room | None = None,
@@ -78,15 +78,17 @@ def find_needs(
     """What a run needs by its model's config.json, and whether there is as much.
 
     `turn` is the most rows that an objective takes at once, `longest` the tokens of the longest row and how many of
-    them can count, `checkpoints` how many lie on disk together, `out` where the run will write. A micro-batch that
-    `shrinks` is halved until the plan fits `room`, the device's by default. Raises UserError where the config.json
-    makes no model.
+    them can count, by kind of answer, `checkpoints` how many lie on disk together, `out` where the run will write. A
+    micro-batch that `shrinks` is halved until the plan fits `room`, the device's by default. Raises UserError where
+    the config.json makes no model.
     """
     room = room or room_of(setup.model.device)
 
     def plan(setup: Setup, micro: int, blueprint: Blueprint | None = None) -> tuple[Blueprint, Memory, Rows]:
         blueprint = blueprint or draw(setup, folder, device=room.device)
-        largest = Rows(min(micro, turn), *longest)
+        length = max(length for length, _ in longest.values())
+        counted = max(counted for _, counted in longest.values())
+        largest = Rows(min(micro, turn), length, counted, longest)
         several = micro < turn or (setup.joint and len(setup.objectives) > 1)
         memory = plan_memory(setup, blueprint, largest, method=METHODS[METHOD], accumulates=several, device=room.device)
         return blueprint, memory, largest

@@ -85,10 +85,7 @@ class Passes:
         failed: Sequence[int] = ()
         for rows in _pieces(self._processes.share(turn.rows), self._micro_batch):
             try:
-                with self._precision.autocast():
-                    loss = task.loss(self.model, rows, draw=self._draw) / units
-                self._precision.backward(loss * weight)
-                part = float(loss.detach())
+                part = self._backward(task.losses(self.model, rows, draw=self._draw), weight=weight, units=units)
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
@@ -101,6 +98,17 @@ class Passes:
         if not math.isfinite(total):
             raise NotFinite(turn.objective, failed or turn.rows)
         self.losses[turn.objective] = total
+
+    def _backward(self, losses: Iterator[torch.Tensor], *, weight: float, units: int) -> float:
+        """Go backward from each part of a loss before the next one is computed; their sum per unit."""
+        total = 0.0
+        while True:
+            with self._precision.autocast():
+                loss = next(losses, None)
+            if loss is None:
+                return total
+            self._precision.backward(loss / units * weight)
+            total += float(loss.detach() / units)
 
 
 def _pieces(rows: Sequence[int], size: int) -> Iterator[Sequence[int]]:

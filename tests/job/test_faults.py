@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def spoil(monkeypatch: pytest.MonkeyPatch, step: int, fault: Any) -> None:
     """Let the passes of one step (from 0) end in a fault: an error, or a factor on the loss."""
-    original = Task.loss
+    original = Task.losses
 
-    def loss(self: Task, model: Any, rows: Sequence[int], *, draw: int = 0) -> torch.Tensor:
-        if draw != step:
-            return original(self, model, rows, draw=draw)
-        if isinstance(fault, Exception):
-            raise fault
-        return original(self, model, rows, draw=draw) * fault
+    def losses(self: Task, model: Any, rows: Sequence[int], *, draw: int = 0) -> Iterator[torch.Tensor]:
+        for loss in original(self, model, rows, draw=draw):
+            if draw == step and isinstance(fault, Exception):
+                raise fault
+            yield loss if draw != step else loss * fault
 
-    monkeypatch.setattr(Task, "loss", loss)
+    monkeypatch.setattr(Task, "losses", losses)
 
 
 def test_a_number_that_is_none_stops_the_run_names_the_rows_and_saves_the_last_good_state(

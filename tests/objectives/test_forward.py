@@ -279,6 +279,21 @@ def test_what_was_noted_survives_a_file_and_is_not_computed_again(loss: str, mon
     assert again.dump() == first.dump()
 
 
+def test_parts_that_go_backward_one_by_one_give_the_gradient_of_the_whole() -> None:
+    whole, model = prepared("npo-idk")
+    whole.loss(model, BATCH).backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    parts = []
+    for part in whole.losses(model, BATCH):
+        part.backward()
+        parts.append(part.item())
+    assert len(parts) == 2
+    assert sum(parts) == pytest.approx(whole.loss(model, BATCH).item(), rel=1e-12)
+    for p, of_whole in zip(model.parameters(), expected, strict=True):
+        assert torch.allclose(p.grad, of_whole, rtol=1e-9, atol=1e-12)
+
+
 def test_a_plain_text_asks_nothing_so_that_there_is_nothing_to_decline() -> None:
     records = make_records("rows", [{"text": "it rained all day"}, {"text": "by boat"}])
     examples = Examples(records, Encoder(letters_tokenizer(), max_length=96))
@@ -289,6 +304,7 @@ def test_a_plain_text_asks_nothing_so_that_there_is_nothing_to_decline() -> None
     later = moved(model)
     assert declining.loss(later, [0, 1]).item() == pytest.approx(silent.loss(later, [0, 1]).item())
     assert declining.loss(later, [0, 1]).item() > 0
+    assert len(list(declining.losses(later, [0, 1]))) == 1
 
 
 @pytest.mark.parametrize("loss", BOTH)

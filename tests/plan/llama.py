@@ -36,7 +36,7 @@ def written(folder: Path, **sizes: Any) -> Path:
 
 def run_of(**sections: Any) -> RunConfig:
     """A run of forget and retain on a CPU, in bfloat16 if nothing else is said, 2 rows of 4 at once."""
-    objectives = {"forget": {"data": "f", "loss": "npo"}, "retain": {"data": "r"}} | sections.pop("objectives", {})
+    objectives = {"forget": {"data": "f"}, "retain": {"data": "r"}} | sections.pop("objectives", {})
     model = {"name": "llama", "device": "cpu", "dtype": "bfloat16", **sections.pop("model", {})}
     schedule = {"batch_size": 4, "micro_batch_size": 2, **sections.pop("schedule", {})}
     return RunConfig.model_validate({"model": model, "objectives": objectives, "schedule": schedule, **sections})

@@ -31,7 +31,7 @@ def needs(
         turn=turn,
         micro_batch=micro,
         shrinks=shrinks,
-        longest=(64, 48),
+        longest={"answer": (64, 48)},
         checkpoints=2,
         out=folder,
         room=Room("cpu", total) if total else PLENTY,

@@ -107,3 +107,17 @@ def test_every_part_is_told_and_they_add_up(packed: Memory) -> None:
     told = packed.to_json()
     assert sum(part["at_peak"] for part in told["parts"].values()) == told["peak"] == packed.peak
     assert all(part["highest"] >= part["at_peak"] for part in told["parts"].values())
+
+
+def test_a_refusal_takes_nothing_more_since_its_part_goes_backward_by_itself(folder: Path, full: Memory) -> None:
+    def planned(loss: str, refusal: tuple[int, int], **sections: Any) -> Memory:
+        objectives = {"forget": {"data": "f", "loss": loss}}
+        setup = setup_of(objectives=objectives, optimizer={"state_bits": 8}, **sections)
+        rows = Rows(2, LENGTH, COUNTED, {"refusal": refusal})
+        blueprint = draw(setup, folder, device="cuda")
+        return plan_memory(setup, blueprint, rows, method=METHODS["sum"], accumulates=True, device="cuda")
+
+    whole = (LENGTH, COUNTED)
+    assert planned("npo-idk", whole).peak == planned("npo", whole).peak == full.peak
+    short, long = (planned("dpo", size, lora={}) for size in ((80, 16), whole))  # no sum: both are in one graph
+    assert short.highest["activations"] < 0.7 * long.highest["activations"]

@@ -221,10 +221,10 @@ class Scripted(Squares):
 
     def __init__(self, losses: Iterator[float]) -> None:
         super().__init__(1.0)
-        self.losses = losses
+        self.values = losses
 
     def loss(self, model: torch.nn.Module, rows: Sequence[int], *, draw: int) -> torch.Tensor:
-        return super().loss(model, rows, draw=draw) * 0.0 + next(self.losses) * len(rows)
+        return super().loss(model, rows, draw=draw) * 0.0 + next(self.values) * len(rows)
 
 
 def watched(losses: Sequence[float], **more: Any) -> int:

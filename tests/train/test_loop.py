@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -52,6 +52,9 @@ class Squares:
         x = torch.stack([torch.sin(torch.arange(3.0) + row) for row in rows])
         loss = self.sign * model(x).square().sum()
         return loss * math.nan if draw == self.fail_at else loss
+
+    def losses(self, model: torch.nn.Module, rows: Sequence[int], *, draw: int) -> Iterator[torch.Tensor]:
+        yield self.loss(model, rows, draw=draw)
 
 
 def schedule(batch_size: int = 4, **more: Any) -> Schedule:
