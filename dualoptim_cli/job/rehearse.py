@@ -12,12 +12,14 @@ import numpy as np
 
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.data import Examples
-from dualoptim_cli.errors import UserError
+from dualoptim_cli.errors import UserError, raise_all
 from dualoptim_cli.events import Event, Note, OnEvent
 from dualoptim_cli.files import check_apart
 from dualoptim_cli.job.brief import Brief
 from dualoptim_cli.job.opening import open_inputs
+from dualoptim_cli.job.phases import collect
 from dualoptim_cli.job.planning import Planned, plan
+from dualoptim_cli.model.locate import no_weights
 from dualoptim_cli.model.weights import has_weights
 from dualoptim_cli.plan import Plan, needs
 from dualoptim_cli.plan.needs import refuse_impossible
@@ -97,7 +99,8 @@ def rehearse(
     """Find out what a run of this config would do and need, down to its last row, without loading a model.
 
     `out` is where the run would write. Raises UserError for every fault of settings, data and model that a run would
-    find before it trains; a lack of memory or disk is in the result. The demo's model is made if it is not there.
+    find before it trains; a lack of weights, memory or disk is in the result. The demo's model is made if it is not
+    there.
     """
     notes: list[str] = []
     warnings: list[str] = []
@@ -112,12 +115,15 @@ def rehearse(
     if out is not None:
         check_apart(out, opened.sources)
     model = opened.model
+    faults: list[UserError] = []
     if Path(model.base).is_dir() and not has_weights(model.folder):
-        warnings.append(f"{model.name} holds no weights (*.safetensors): a run would be refused.")
+        faults.append(no_weights(model.folder, model.name))
     planned = plan(opened, out=out, on_event=listen)
+    with collect(faults):
+        refuse_impossible(planned.needs)
     refusal = None
     try:
-        refuse_impossible(planned.needs)
+        raise_all(faults)
     except UserError as fault:
         refusal = fault
     return Rehearsal(

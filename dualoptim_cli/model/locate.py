@@ -168,7 +168,7 @@ def check_folder(
 def _faults_of_weights(folder: Path, name: str, settings: dict[str, Any]) -> list[UserError]:
     try:
         if not has_weights(folder, settings):
-            return [_no_weights(folder, name)]
+            return [no_weights(folder, name)]
         check_weights(folder)
     except UserError as fault:
         return [fault]
@@ -182,7 +182,8 @@ def _no_config(folder: Path, name: str) -> UserError:
     return UserError(f"{name} is not a model folder: it has no config.json.", "Save one with save_pretrained.")
 
 
-def _no_weights(folder: Path, name: str) -> UserError:
+def no_weights(folder: Path, name: str) -> UserError:
+    """What to say of a model folder without safetensors."""
     if any(any(folder.glob(pattern)) for pattern in _PICKLED):
         hint = "Unpickling runs code. Where you trust it, convert it once: model.save_pretrained(folder)."
         return UserError(f"{name} has only pickled weights; weights load from safetensors only.", hint)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dualoptim_cli.config import RunConfig
-from dualoptim_cli.errors import UserError
+from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.job.rehearse import rehearse
 
 
@@ -50,7 +50,9 @@ def test_a_dry_run_needs_no_weights_and_says_that_a_run_does(town: Path, tmp_pat
     for each in (bare_plan, plan):
         del each["disk"]["free"]  # of this machine, at this moment
     assert bare_plan == plan
-    assert found.warnings == (f"{bare} holds no weights (*.safetensors): a run would be refused.",)
+    assert found.refusal is not None
+    assert found.refusal.message == f"{bare} holds no weights (*.safetensors)."
+    assert found.refusal.code == ExitCode.USAGE  # as the run itself would end
 
 
 def test_steps_and_tokens_are_those_that_the_run_will_take(town: Path) -> None:
