@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -108,3 +109,45 @@ def test_a_signal_stops_the_runs_and_the_sweep_goes_on_when_called_again(town: P
     assert again.returncode == expected.returncode == 0, again.stderr
     assert again.stdout == expected.stdout
     assert not list(out.rglob("checkpoints"))
+
+
+def kill_and_call_again(town: Path, tmp_path: Path, grid: Sequence[str], seed: int) -> None:
+    """Kill a sweep three times at random; called again until it ends, it has the table of one that nobody killed."""
+    chance, out = random.Random(seed), tmp_path / "s"
+    begun = time.monotonic()
+    expected = sweep(town, tmp_path / "whole", *grid)
+    seconds = time.monotonic() - begun
+    assert expected.returncode == 0, expected.stderr
+    kills = 0
+    while kills < 3:
+        process = subprocess.Popen(
+            command(town, out, *grid),
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            process.wait(chance.uniform(0.1, 0.6) * seconds)
+            break  # it ended before it could be killed: what the kills before it left is all done
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+    ended = sweep(town, out, *grid)
+    assert kills
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == expected.stdout
+    assert not list(out.rglob("checkpoints"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_killed_sweep_ends_with_the_table_of_one_that_was_never_killed(town: Path, tmp_path: Path) -> None:
+    grid = ["--vary", "optimizer.lr=1e-3,1e-4", "--seeds", "0-1", "--set", "eval.every=2", "--format", "csv"]
+    kill_and_call_again(town, tmp_path, grid, seed=1)
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+def test_a_large_sweep_killed_three_times_ends_with_the_same_table(town: Path, tmp_path: Path) -> None:
+    grid = ["--vary", "optimizer.lr=1e-3,3e-4,1e-4", "--vary", "optimizer.name=dualoptim+,adamw", "--seeds", "0-3"]
+    kill_and_call_again(town, tmp_path, [*grid, "--steps", "60", "--set", "eval.every=10", "--format", "csv"], seed=2)
