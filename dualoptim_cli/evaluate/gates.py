@@ -304,7 +304,10 @@ def _check_path(gate: Gate, scope: Scope) -> None:
             rating = ["answer_ppl"] if name in scope.rated else []
             _known(gate, "metric", metric, [*METRICS, *signals, *rating])
         case [origin, again, metric] if f".{again}" == REWORDED:
-            _known(gate, "set that is asked again", origin + REWORDED, scope.sets)
+            _known(gate, "measured set", origin, [name for name in scope.sets if not name.endswith(REWORDED)])
+            asked_again = origin + REWORDED in scope.sets
+            hint = "Reworded questions are asked of rows to forget and of hold-out rows, unless data.reworded is null."
+            _expect(gate, asked_again, f"speaks of {origin} in other words, and this run does not ask so", hint)
             _known(gate, "metric of reworded questions", metric, OF_REWORDED)
         case _:
             raise UserError(

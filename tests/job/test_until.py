@@ -133,7 +133,7 @@ def test_a_gate_on_reworded_questions_may_end_training_where_they_are_asked(plac
     run = config(place, ["forget.reworded.mentions <= 0.2"])
     asking = run.model_copy(update={"data": run.data.model_copy(update={"reworded": "auto"})})
     assert Brief.of(asking).until
-    with pytest.raises(UserError, match=r"forget.reworded"):
+    with pytest.raises(UserError, match=r"speaks of forget in other words, and this run does not ask so"):
         Brief.of(run)
 
 
