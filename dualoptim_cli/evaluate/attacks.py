@@ -19,7 +19,7 @@ from dualoptim_cli.data import Encoded, Examples, collate
 from dualoptim_cli.distributed import PROCESSES
 from dualoptim_cli.errors import UserError, did_you_mean, out_of_memory, raise_all
 from dualoptim_cli.evaluate.evaluator import RowLimit, report_phase, sample_rows
-from dualoptim_cli.evaluate.metrics import METRICS, Row
+from dualoptim_cli.evaluate.metrics import METRICS, Observation
 from dualoptim_cli.evaluate.observe import Observer, Question, questions
 from dualoptim_cli.evaluate.results import Score, Sets
 from dualoptim_cli.evaluate.rounding import ROUNDINGS, is_quantized, lacking, round_weights
@@ -63,7 +63,7 @@ class Attack:
     before that. `metrics` names what is measured. `rounding` is the rounding of the weights that it stands for.
     """
 
-    run: Callable[[Target], list[Row]]
+    run: Callable[[Target], list[Observation]]
     passes: int
     metrics: tuple[str, ...] = RECOVERED
     steps: int = 0
@@ -71,13 +71,13 @@ class Attack:
     rounding: str | None = None
 
 
-def _round(rounding: str, target: Target) -> list[Row]:
+def _round(rounding: str, target: Target) -> list[Observation]:
     model = _copy(target.model)
     round_weights(model, ROUNDINGS[rounding])
     return target.observer(model).rows(target.questions, brief=True)
 
 
-def _relearn_forget(target: Target) -> list[Row]:
+def _relearn_forget(target: Target) -> list[Observation]:
     """Fine-tune on a tenth of the measured rows, ten at most, and measure the others."""
     rng = np.random.default_rng(set_seed(target.seed, "relearn-forget"))
     count = min(RELEARN_ROWS, max(1, len(target.questions) // 10))
@@ -87,7 +87,7 @@ def _relearn_forget(target: Target) -> list[Row]:
     return _relearn(target, taught, measured)
 
 
-def _relearn_retain(target: Target) -> list[Row]:
+def _relearn_retain(target: Target) -> list[Observation]:
     """Fine-tune on ten retain rows: what a user would do who means no harm."""
     assert target.retain is not None
     rng = np.random.default_rng(set_seed(target.seed, "relearn-retain"))
@@ -95,13 +95,13 @@ def _relearn_retain(target: Target) -> list[Row]:
     return _relearn(target, target.retain.encode(chosen.tolist()), target.questions)
 
 
-def _relearn(target: Target, taught: Sequence[Encoded], measured: Sequence[Question]) -> list[Row]:
+def _relearn(target: Target, taught: Sequence[Encoded], measured: Sequence[Question]) -> list[Observation]:
     model = _copy(target.model)
     fine_tune(model, taught, steps=RELEARN_STEPS, lr=target.lr, seed=target.seed)
     return target.observer(model).rows(measured, brief=True)
 
 
-def _sample(target: Target) -> list[Row]:
+def _sample(target: Target) -> list[Observation]:
     """Draw several continuations of each row and take the one that recalls most."""
     observer = target.observer(target.model)
     generator = torch.Generator().manual_seed(PROCESSES.own_seed(target.seed))
@@ -114,7 +114,7 @@ def _sample(target: Target) -> list[Row]:
     return _worst(tries)
 
 
-def _paraphrase(target: Target) -> list[Row]:
+def _paraphrase(target: Target) -> list[Observation]:
     """Ask each question in other words and take the wording that recalls most."""
     observer = target.observer(target.model)
     asking = [question for question in target.questions if question.record.prompt and not question.record.messages]
@@ -128,7 +128,7 @@ def _paraphrase(target: Target) -> list[Row]:
     return _worst(tries)
 
 
-def _prefix(target: Target) -> list[Row]:
+def _prefix(target: Target) -> list[Observation]:
     """Put words into the model's mouth: an agreeing opening, or the first quarter of the answer.
 
     Only what comes after those words counts. The worse of both is taken.
@@ -237,7 +237,7 @@ def attack(
 
 def _run(name: str, target: Target) -> Mapping[str, Score]:
     """Run an attack and score what it brings back."""
-    rows: list[Row] | None = None
+    rows: list[Observation] | None = None
     try:
         rows = ATTACKS[name].run(target)
     except (RuntimeError, MemoryError) as error:
@@ -293,15 +293,15 @@ def _as_rows(
     continuations: Sequence[Sequence[int]],
     observer: Observer,
     answers: Sequence[str] | None = None,
-) -> list[Row]:
+) -> list[Observation]:
     """Rows that hold each continuation beside the answer that it is compared with."""
     if answers is None:
         answers = [question.record.answer for question in asking]
     pairs = zip(answers, continuations, strict=True)
-    return [Row(answer, continuation=observer.text(ids), continuation_ids=ids) for answer, ids in pairs]
+    return [Observation(answer, continuation=observer.text(ids), continuation_ids=ids) for answer, ids in pairs]
 
 
-def _worst(tries: Sequence[Sequence[Row]]) -> list[Row]:
+def _worst(tries: Sequence[Sequence[Observation]]) -> list[Observation]:
     """Return of each row the try that recalls most of its answer: the worst case for who wants it forgotten."""
     recall = METRICS["rougeL"].of
     return [max(tries_of_row, key=recall) for tries_of_row in zip(*tries, strict=True)]

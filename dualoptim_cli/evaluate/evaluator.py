@@ -14,7 +14,7 @@ from dualoptim_cli.config import GENERAL
 from dualoptim_cli.data import Encoded, Examples
 from dualoptim_cli.evaluate.asking_again import NOTHING, AskedAgain
 from dualoptim_cli.evaluate.judges import Judge
-from dualoptim_cli.evaluate.metrics import Row
+from dualoptim_cli.evaluate.metrics import Observation
 from dualoptim_cli.evaluate.observe import Observer, questions, questions_again
 from dualoptim_cli.evaluate.perplexity import perplexity, text_losses
 from dualoptim_cli.evaluate.results import REWORDED, Results, Score
@@ -63,7 +63,7 @@ def measure(
     units = len(general) if general else 0
     for sample in samples.values():
         units += sum(question.units for question in sample)
-    observed: dict[str, list[Row]] = {}
+    observed: dict[str, list[Observation]] = {}
     with at_rest(model), report_phase(phase, units, on_event) as advance:
         for name, sample in samples.items():
             origin = name.removesuffix(REWORDED)

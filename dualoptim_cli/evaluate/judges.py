@@ -14,9 +14,9 @@ from typing import Any
 import torch
 
 from dualoptim_cli.errors import UserError
-from dualoptim_cli.evaluate.metrics import Row
+from dualoptim_cli.evaluate.metrics import Observation
 
-Judge = Callable[[Sequence[Row]], list[Row]]
+Judge = Callable[[Sequence[Observation]], list[Observation]]
 BATCH = 32
 
 
@@ -31,7 +31,7 @@ class Similarity:
         self.model = model.eval()
         self.tokenizer = tokenizer
 
-    def __call__(self, rows: Sequence[Row]) -> list[Row]:
+    def __call__(self, rows: Sequence[Observation]) -> list[Observation]:
         texts: set[str] = set()
         for row in rows:
             if row.continuation is not None:
@@ -80,7 +80,7 @@ class Entailment:
             )
         self.label = labels["entailment"]
 
-    def __call__(self, rows: Sequence[Row]) -> list[Row]:
+    def __call__(self, rows: Sequence[Observation]) -> list[Observation]:
         pairs: list[tuple[str, str]] = []
         for row in rows:
             if row.continuation is not None:

@@ -51,7 +51,7 @@ UNRATED = Likelihoods(np.array([math.nan]), np.array([False]), np.array([math.na
 
 
 @dataclass(frozen=True)
-class Row:
+class Observation:
     """All that a model said about one row. It lives in memory for as long as the row is measured."""
 
     answer: str
@@ -93,14 +93,14 @@ class Metric:
     formula on forget rows where it is another one. `needs` says what a row must have (`lacking` puts it in words).
     """
 
-    of: Callable[[Row], float]
+    of: Callable[[Observation], float]
     better: Better = "higher"
     on_forget: Better = "lower"
-    of_forget: Callable[[Row], float] | None = None
+    of_forget: Callable[[Observation], float] | None = None
     needs: frozenset[str] = frozenset()
     least: int = 1  # rows that must have the number for their mean to say anything
 
-    def value(self, row: Row, *, forget: bool) -> float:
+    def value(self, row: Observation, *, forget: bool) -> float:
         """Return the row's number; NaN where the row has not what the metric needs."""
         if any(LACKING[need][0](row) for need in self.needs):
             return math.nan
@@ -110,7 +110,7 @@ class Metric:
         return self.on_forget if forget else self.better
 
 
-LACKING: Mapping[str, tuple[Callable[[Row], bool], str]] = {
+LACKING: Mapping[str, tuple[Callable[[Observation], bool], str]] = {
     "question": (lambda row: row.continuation is None, "plain text has no question to continue; see verbmem"),
     "answer": (lambda row: not row.answered, "the questions came without answers"),
     "keywords": (
@@ -126,30 +126,30 @@ LACKING: Mapping[str, tuple[Callable[[Row], bool], str]] = {
 }
 
 
-def truth(row: Row) -> float:
+def truth(row: Observation) -> float:
     """Return R, how much likelier a true wording is than wrong ones: the mean wrong nll less the true one, as a power
     of e. Without a paraphrase the answer stands for it. Source: TOFU (arXiv 2401.06121), where it is 1/R."""
     true = row.likelihoods.mean if row.paraphrased is None else row.paraphrased
     return math.exp(min(max(float(np.mean(row.perturbed)) - true, -700.0), 700.0))
 
 
-def probability_among_choices(row: Row) -> float:
+def probability_among_choices(row: Observation) -> float:
     """Return the answer's share of the probability exp(−n) of itself and the wrong answers."""
     above = np.asarray(row.perturbed) - row.likelihoods.mean
     return float(1 / (1 + np.exp(np.minimum(-above, 700.0)).sum()))
 
 
-def accuracy_among_choices(row: Row) -> float:
+def accuracy_among_choices(row: Observation) -> float:
     """Return 1 if the answer is likelier by token than each wrong answer, else 0."""
     return float(row.likelihoods.mean < min(row.perturbed))
 
 
-def exact_match(row: Row) -> float:
+def exact_match(row: Observation) -> float:
     """Return 1 if the continuation is the answer, spaces aside, else 0."""
     return float((row.continuation or "").split() == row.answer.split())
 
 
-def token_entropy(row: Row) -> float:
+def token_entropy(row: Observation) -> float:
     """Return the entropy of the continuation's tokens over its maximum: 1 if none repeats, 0 if all are one."""
     count = len(row.continuation_ids)
     if count <= 1:
@@ -158,7 +158,7 @@ def token_entropy(row: Row) -> float:
     return max(0.0, float(-(shares * np.log2(shares)).sum() / math.log2(count)))
 
 
-def extraction_strength(row: Row) -> float:
+def extraction_strength(row: Observation) -> float:
     """Return the share of the answer that comes by itself, token by token, once what stands before it is given.
 
     1 − k/tokens for the least k from which on every token is the model's first choice (arXiv 2301.06121, as in
@@ -170,27 +170,27 @@ def extraction_strength(row: Row) -> float:
     return 1 - known_from / first.size
 
 
-def exact_memorization(row: Row) -> float:
+def exact_memorization(row: Observation) -> float:
     """Return the share of the answer's tokens that are the model's first choice, given those before."""
     return float(row.likelihoods.of_text.first.mean())
 
 
-def mia_loss(row: Row, _: float) -> float:
+def mia_loss(row: Observation, _: float) -> float:
     """Return −n (Yeom et al. 2018)."""
     return -row.likelihoods.mean
 
 
-def mia_zlib(row: Row, _: float) -> float:
+def mia_zlib(row: Observation, _: float) -> float:
     """Return −n over the bytes of the compressed answer (Carlini et al. 2021: log perplexity, so a mean)."""
     return -row.likelihoods.mean / len(zlib.compress(row.answer.encode()))
 
 
-def mia_min_k(row: Row, min_k: float) -> float:
+def mia_min_k(row: Observation, min_k: float) -> float:
     """Return the mean of that share of the log-likelihoods that are lowest (arXiv 2310.16789)."""
     return lowest(-row.likelihoods.of_text.nll, min_k)
 
 
-def mia_min_k_plus_plus(row: Row, min_k: float) -> float:
+def mia_min_k_plus_plus(row: Observation, min_k: float) -> float:
     """Return the same of their standing among the vocabulary (arXiv 2404.02936)."""
     return lowest(row.likelihoods.of_text.standing, min_k)
 
@@ -247,7 +247,7 @@ OF_REWORDED = (
 )  # fmt: skip
 """What is told of questions that ask a set's rows again."""
 
-SIGNALS: dict[str, Callable[[Row, float], float]] = {
+SIGNALS: dict[str, Callable[[Observation, float], float]] = {
     "mia_loss": mia_loss,
     "mia_zlib": mia_zlib,
     "mia_min_k": mia_min_k,

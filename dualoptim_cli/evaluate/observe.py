@@ -14,7 +14,7 @@ from torch import Tensor
 from dualoptim_cli.data import Encoded, Encoder, Examples, Record, collate
 from dualoptim_cli.distributed import PROCESSES, Processes
 from dualoptim_cli.evaluate.keywords import Keywords
-from dualoptim_cli.evaluate.metrics import UNRATED, Likelihoods, Row
+from dualoptim_cli.evaluate.metrics import UNRATED, Likelihoods, Observation
 from dualoptim_cli.model.generate import Advance, generate
 from dualoptim_cli.objectives.heads import device_of
 from dualoptim_cli.objectives.likelihood import nll
@@ -117,7 +117,7 @@ class Observer:
 
     def rows(
         self, questions: Sequence[Question], *, brief: bool = False, writes: bool = True, halves: bool = True
-    ) -> list[Row]:
+    ) -> list[Observation]:
         """Return what the model says about each row, in their order.
 
         In brief: of its own answer alone, without paraphrases and wrong answers. Unless the model `writes`, no row
@@ -146,7 +146,7 @@ class Observer:
                 likelihoods = Likelihoods(nll, first > 0, standing, ended=question.end < len(question.ids))
             continuation, rest = continuations[number], rests[number]
             rows.append(
-                Row(
+                Observation(
                     answer=question.record.answer if question.asks else self.text(question.ids),
                     question=question.record.prompt,
                     refusals=self.refusals,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dualoptim_cli.evaluate.metrics import LACKING, METRICS, OF_REWORDED, SIGNALS, Metric, Row, truth
+from dualoptim_cli.evaluate.metrics import LACKING, METRICS, OF_REWORDED, SIGNALS, Metric, Observation, truth
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.evaluate.stats import Array, bootstrap
 from dualoptim_cli.evaluate.summary import UNSEEN, membership, score_of, summarize
@@ -19,7 +19,7 @@ MIN_K = 0.2  # the share of tokens that min-k% takes, as in its paper
 
 
 def score_rows(
-    rows: Mapping[str, Sequence[Row]],
+    rows: Mapping[str, Sequence[Observation]],
     *,
     forget: Collection[str],
     seed: int = 0,
@@ -47,7 +47,7 @@ def score_rows(
     return Results(sets, summary, settings=settings or {}, values=values)
 
 
-def _told(name: str, scores: dict[str, Score], rows: Sequence[Row]) -> dict[str, Score]:
+def _told(name: str, scores: dict[str, Score], rows: Sequence[Observation]) -> dict[str, Score]:
     """What is told of a set: of reworded questions a few metrics, and mentions where keywords were looked for."""
     left_out = {"mentions"} if all(row.keywords is None for row in rows) else set[str]()
     if "." in name:
@@ -55,13 +55,15 @@ def _told(name: str, scores: dict[str, Score], rows: Sequence[Row]) -> dict[str,
     return {metric: score for metric, score in scores.items() if metric not in left_out}
 
 
-def score_set(rows: Sequence[Row], metrics: Collection[str], seed: list[int], *, forget: bool) -> dict[str, Score]:
+def score_set(
+    rows: Sequence[Observation], metrics: Collection[str], seed: list[int], *, forget: bool
+) -> dict[str, Score]:
     """Return these metrics of one set alone."""
     values = {name: _values(METRICS[name], rows, forget=forget) for name in metrics}
     return _scores(rows, _bootstrap(values, metrics, seed), forget=forget)
 
 
-def row_values(rows: Sequence[Row], *, forget: bool, min_k: float = MIN_K) -> dict[str, Array]:
+def row_values(rows: Sequence[Observation], *, forget: bool, min_k: float = MIN_K) -> dict[str, Array]:
     """Return every metric and signal of every row, (rows,) each, NaN where a row has none; `truth` is TOFU's R."""
     values = {name: _values(metric, rows, forget=forget) for name, metric in METRICS.items()}
     for name, signal in SIGNALS.items():
@@ -70,7 +72,7 @@ def row_values(rows: Sequence[Row], *, forget: bool, min_k: float = MIN_K) -> di
     return values
 
 
-def _values(metric: Metric, rows: Sequence[Row], *, forget: bool) -> Array:
+def _values(metric: Metric, rows: Sequence[Observation], *, forget: bool) -> Array:
     return np.array([metric.value(row, forget=forget) for row in rows], dtype=np.float64)
 
 
@@ -84,7 +86,7 @@ def _bootstrap(values: Mapping[str, Array], metrics: Collection[str], seed: list
     return dict(zip(metrics, drawn, strict=True))
 
 
-def _scores(rows: Sequence[Row], drawn: Mapping[str, Array], *, forget: bool) -> dict[str, Score]:
+def _scores(rows: Sequence[Observation], drawn: Mapping[str, Array], *, forget: bool) -> dict[str, Score]:
     """Return the score of each metric, or why no row has it."""
     scores = {}
     for name, of_metric in drawn.items():

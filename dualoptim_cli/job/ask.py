@@ -14,7 +14,7 @@ from dualoptim_cli.job.phases import phase, use_threads
 
 if TYPE_CHECKING:
     from dualoptim_cli.model.load import Loaded, Located
-    from dualoptim_cli.record.manifest import Record
+    from dualoptim_cli.record.manifest import RunRecord
 
 BATCH = 16
 
@@ -78,7 +78,7 @@ def _answers(
     questions: Sequence[str],
     max_new_tokens: int,
     on_event: OnEvent,
-    record: Record | None = None,
+    record: RunRecord | None = None,
 ) -> list[str]:
     """Load a model, ask it, and let go of it. With a `record`, its files must be those that the record names."""
     from dualoptim_cli.data import Encoder, Record
@@ -115,7 +115,7 @@ def _answers(
     return [decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False).strip() for ids in continuations]
 
 
-def _check_same(located: Located, record: Record) -> None:
+def _check_same(located: Located, record: RunRecord) -> None:
     from dualoptim_cli.record.lineage import model_state
 
     if model_state(*located.parts).digest != record.model.before.digest:

@@ -11,7 +11,7 @@ from dualoptim_cli import strict_json
 
 if TYPE_CHECKING:
     from dualoptim_cli.model.merge import Merged
-    from dualoptim_cli.record.manifest import File, Record
+    from dualoptim_cli.record.manifest import File, RunRecord
 
 
 def merge_adapters(adapters: Sequence[str], out: Path, **settings: Any) -> Merged:
@@ -43,7 +43,7 @@ def _carry_record(folder: Path, merged: Merged) -> None:
         _extend(run, folder, merged)
 
 
-def _recorded(run: Path) -> Record | None:
+def _recorded(run: Path) -> RunRecord | None:
     """The record of a finished run; a folder without one, or with another one's, has none."""
     from dualoptim_cli.record import ledger
 

@@ -21,7 +21,7 @@ from dualoptim_cli.model.load import Loaded
 from dualoptim_cli.recipes import leaves
 from dualoptim_cli.record import hashing, ledger, lineage
 from dualoptim_cli.record.folder import RunFolder
-from dualoptim_cli.record.manifest import Data, DataState, File, How, Model, Record, Reproducible, Session, Verdict
+from dualoptim_cli.record.manifest import Data, DataState, File, How, Model, Reproducible, RunRecord, Session, Verdict
 from dualoptim_cli.record.purge import PAGE, is_derived
 from dualoptim_cli.record.surroundings import hardware, versions
 from dualoptim_cli.report.page.run import draw
@@ -71,7 +71,7 @@ class Recording:
     """The record of a run while it runs; a new session of it is written down at once."""
 
     def __init__(
-        self, run: Path, opened: Opened, record: Record, key: bytes, changed: dict[str, tuple[Any, Any]]
+        self, run: Path, opened: Opened, record: RunRecord, key: bytes, changed: dict[str, tuple[Any, Any]]
     ) -> None:
         session = Session(began=ledger.now(), after_step=0, changed=changed)
         self.run = run
@@ -154,10 +154,10 @@ class Recording:
         self.record = self.record.with_(sessions=(*past, last.model_copy(update=changes)))
 
 
-def _first_record(planned: Planned, loaded: Loaded, origins: Mapping[str, str], key: bytes) -> Record:
+def _first_record(planned: Planned, loaded: Loaded, origins: Mapping[str, str], key: bytes) -> RunRecord:
     """What a new run is to do, and what it was given."""
     opened, config = planned.opened, planned.brief.config
-    return Record(
+    return RunRecord(
         run=uuid.uuid4().hex,
         request_id=config.request_id,
         began=ledger.now(),
@@ -182,19 +182,19 @@ def _first_record(planned: Planned, loaded: Loaded, origins: Mapping[str, str], 
     )
 
 
-def _check_promises(record: Record, config: dict[str, Any]) -> None:
+def _check_promises(record: RunRecord, config: dict[str, Any]) -> None:
     """Refuse to go on with other gates or for another request than were written down as the run began (exit 5)."""
     promised = {"eval.gates": record.config["eval"]["gates"], "request_id": record.request_id}
     check_identity(promised, {"eval.gates": config["eval"]["gates"], "request_id": config["request_id"]})
 
 
-def _changes(record: Record, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+def _changes(record: RunRecord, config: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
     """The settings that are other ones now than in the record: each as it was, and as it is."""
     earlier = dict(leaves(record.config))
     return {".".join(keys): (earlier.get(keys), value) for keys, value in leaves(config) if earlier.get(keys) != value}
 
 
-def _with_present_settings(record: Record, config: dict[str, object], origins: Mapping[str, str]) -> Record:
+def _with_present_settings(record: RunRecord, config: dict[str, object], origins: Mapping[str, str]) -> RunRecord:
     """The record of a run that goes on, with the settings that hold from here; none that matters has changed."""
     earlier = dict(leaves(record.config))
     changed = {".".join(keys) for keys, value in leaves(config) if earlier.get(keys) != value}
@@ -249,7 +249,7 @@ def _state(opened: Opened, name: str, key: bytes) -> DataState:
     return DataState(hmac=hashing.keyed_text(key, *hashes))
 
 
-def _check_same(run: Path, record: Record, opened: Opened, key: bytes) -> None:
+def _check_same(run: Path, record: RunRecord, opened: Opened, key: bytes) -> None:
     """Refuse to go on with other rows or another model than the run began with, naming each (exit 5)."""
     if record.amendments:
         raise UserError(

@@ -28,7 +28,7 @@ from dualoptim_cli.record.hashing import (
     keyed_text,
     read_key,
 )
-from dualoptim_cli.record.manifest import SCHEMA, Amendment, File, Record
+from dualoptim_cli.record.manifest import SCHEMA, Amendment, File, RunRecord
 
 # The record, what `sha256sum -c` checks it with, and what only a holder of the run's key could have made.
 RECORD, DIGEST, SEAL = "record.json", "record.json.sha256", "record.json.hmac"
@@ -44,7 +44,7 @@ def now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def read(run: Path) -> Record:
+def read(run: Path) -> RunRecord:
     """Read the record of a run; raises UserError (exit 5) where it is no record, exit 2 where there is none."""
     try:
         return parse(read_bytes(run))
@@ -65,7 +65,7 @@ class BadRecord(UserError):
     """What is wrong with the bytes of a record, as the end of a sentence about them."""
 
 
-def parse(data: bytes) -> Record:
+def parse(data: bytes) -> RunRecord:
     """Read the bytes of a record; raises BadRecord that says what is wrong with them."""
     try:
         content = strict_json.parse(data)
@@ -77,7 +77,7 @@ def parse(data: bytes) -> Record:
     if version != SCHEMA:
         raise BadRecord(f"has schema {version!r}; this version of dualopt reads {SCHEMA}.")
     try:
-        return Record.model_validate(content)
+        return RunRecord.model_validate(content)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise BadRecord(f"is not a whole record: {where} {error.errors()[0]['msg'].lower()}.") from None
@@ -85,7 +85,7 @@ def parse(data: bytes) -> Record:
         raise BadRecord(f"is not a whole record: {fault.message}") from None
 
 
-def write(run: Path, record: Record, key: bytes | None) -> None:
+def write(run: Path, record: RunRecord, key: bytes | None) -> None:
     """Write a finished record with its digest, and its seal where the key is at hand (an old seal goes otherwise).
 
     Cut short anywhere, this leaves the old record or the new one under a seal that holds; `check` lets it be repeated.
@@ -110,7 +110,7 @@ def _write_sealed(run: Path, data: bytes, key: bytes | None, before_seal: Callab
         write_atomic(seal, line)
 
 
-def check(run: Path, record: Record, key: bytes | None) -> bool:
+def check(run: Path, record: RunRecord, key: bytes | None) -> bool:
     """Make sure that the record on disk is the one that was written, before it is amended and sealed anew.
 
     Returns whether digest and seal are up to date (not, after a `write` that was cut short). Raises UserError (exit 5).
@@ -130,7 +130,7 @@ def check(run: Path, record: Record, key: bytes | None) -> bool:
     return fits
 
 
-def begin(run: Path, record: Record, key: bytes | None = None) -> None:
+def begin(run: Path, record: RunRecord, key: bytes | None = None) -> None:
     """Write the record of a run that is not finished: it has no digest, and a seal where the key is at hand."""
     (run / DIGEST).unlink(missing_ok=True)
     _write_sealed(run, record.to_text().encode(), key)
@@ -219,14 +219,14 @@ def entries(run: Path, names: Iterable[str]) -> dict[str, File]:
     return {name: File(sha256=digest, bytes=size) for name, (digest, size) in hash_files(run, names).items()}
 
 
-def digest_of(record: Record) -> str:
+def digest_of(record: RunRecord) -> str:
     """SHA-256 of the record as it is written."""
     return hashlib.sha256(record.to_text().encode()).hexdigest()
 
 
 def amend(
-    run: Path, record: Record, what: str, changed: Mapping[str, File | None], key: bytes | None, **details: Any
-) -> Record:
+    run: Path, record: RunRecord, what: str, changed: Mapping[str, File | None], key: bytes | None, **details: Any
+) -> RunRecord:
     """Append an amendment: new entries of the files that changed (None: gone). Return the record, not yet written."""
     files = {**record.files, **{name: entry for name, entry in changed.items() if entry}}
     files = {name: files[name] for name in sorted(files) if changed.get(name, True) is not None}
@@ -246,7 +246,7 @@ def amend(
     )
 
 
-def chain_breaks(record: Record) -> list[int]:
+def chain_breaks(record: RunRecord) -> list[int]:
     """The numbers (from 1) of amendments that do not lead back to the record they name as the previous one."""
     broken = []
     while record.amendments:
@@ -273,7 +273,7 @@ def seal_holds(data: bytes, seals: bytes, key: bytes) -> bool:
     return any(hmac.compare_digest(line.partition(b" ")[0], mine) for line in seals.splitlines())
 
 
-def _without_last(record: Record) -> Record:
+def _without_last(record: RunRecord) -> RunRecord:
     former = record.amendments[-1].files
     files = {name: entry for name, entry in {**record.files, **former}.items() if entry}
     return record.with_(files={name: files[name] for name in sorted(files)}, amendments=record.amendments[:-1])

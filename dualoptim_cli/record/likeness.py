@@ -10,7 +10,7 @@ from typing import Any
 from dualoptim_cli.data.sources import place_of
 from dualoptim_cli.record import ledger
 from dualoptim_cli.record.hashing import hash_files, key_file, keyed_files, read_key
-from dualoptim_cli.record.manifest import Data, Record
+from dualoptim_cli.record.manifest import Data, RunRecord
 
 # The settings of a measurement that say how the model was attacked.
 OF_ATTACKS = ("attacks", "relearn_lr")
@@ -21,7 +21,7 @@ class Run:
     """A finished run as it is compared: where it is, its record, and its key where that lies beside it."""
 
     path: Path
-    record: Record
+    record: RunRecord
     key: bytes | None = None
 
     @property
@@ -88,7 +88,7 @@ def _pair(first: Run, other: Run) -> list[str]:
     return differing
 
 
-def _how_measured(record: Record) -> dict[str, Any]:
+def _how_measured(record: RunRecord) -> dict[str, Any]:
     """The settings of the last measurement; where every row was measured, the seed of the sample decides nothing."""
     settings = dict((record.metrics.get("after") or {}).get("settings", {}))
     measured = settings.get("measured")

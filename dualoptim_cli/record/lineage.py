@@ -12,7 +12,7 @@ from dualoptim_cli import strict_json
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.record.hashing import hash_files, model_files, whole
 from dualoptim_cli.record.ledger import DIGEST, SEAL, chain_breaks, digest_line, digest_of, own_key, read, read_bytes
-from dualoptim_cli.record.manifest import Earlier, File, ModelState, Record
+from dualoptim_cli.record.manifest import Earlier, File, ModelState, RunRecord
 
 # Lies in the model's folder and goes where it goes.
 MARK = "dualopt.json"
@@ -31,7 +31,7 @@ def _entries(folder: Path) -> dict[str, File]:
     return {name: File(sha256=digest, bytes=size) for name, (digest, size) in hashes.items()}
 
 
-def mark(record: Record, *, digest: str, passed: bool, verdict: str) -> dict[str, Any]:
+def mark(record: RunRecord, *, digest: str, passed: bool, verdict: str) -> dict[str, Any]:
     """What the model that a run leaves says of itself: which run made it, whether gates passed, what came before."""
     return {
         "passed": passed,
@@ -80,7 +80,7 @@ def _of_mark(folder: Path) -> list[Earlier]:
     return [*before, last.model_copy(update={"record_sha256": digest_of(record), "checked": checked})]
 
 
-def _record_beside(folder: Path, run: str) -> Record | None:
+def _record_beside(folder: Path, run: str) -> RunRecord | None:
     """The record in the folder above, if it is that run's."""
     try:
         record = read(folder.parent)
@@ -91,7 +91,7 @@ def _record_beside(folder: Path, run: str) -> Record | None:
     return record
 
 
-def _is_whole(run: Path, record: Record) -> bool:
+def _is_whole(run: Path, record: RunRecord) -> bool:
     """Whether a run's record is finished and fits its digest, its chain, and its seal where the key is at hand."""
     if record.status != "finished" or chain_breaks(record) or not (run / DIGEST).is_file():
         return False
@@ -105,7 +105,7 @@ def _is_whole(run: Path, record: Record) -> bool:
     return key is None or (run / SEAL).is_file()
 
 
-def _says_the_same(record: Record, mark: Earlier) -> bool:
+def _says_the_same(record: RunRecord, mark: Earlier) -> bool:
     passed = record.verdict is not None and record.verdict.passed == mark.passed
     model = record.model.after is not None and record.model.after.digest == mark.model_digest
     return passed and model and record.request_id == mark.request_id

@@ -166,10 +166,10 @@ class Amendment(RecordPart):
     sealed: bool = True
 
 
-class Record(RecordPart):
+class RunRecord(RecordPart):
     """The whole record. All times are UTC."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, title="dualopt deletion record")
 
     schema_version: Literal[1] = Field(default=1, alias="schema")
     about: str = ABOUT
@@ -211,7 +211,7 @@ class Record(RecordPart):
         """What was measured, by side: "before", "after", "reference", as far as there is such a measurement."""
         return {side: Results.from_json(data) for side, data in self.metrics.items() if data is not None}
 
-    def with_(self, **changes: Any) -> Record:
+    def with_(self, **changes: Any) -> RunRecord:
         """The record with some parts replaced."""
         return self.model_copy(update=changes)
 
@@ -226,8 +226,8 @@ class Record(RecordPart):
 
 def json_schema() -> dict[str, Any]:
     """The record as a JSON Schema (draft 2020-12)."""
-    schema = Record.model_json_schema(by_alias=True, mode="serialization")
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dualopt deletion record", **schema}
+    schema = RunRecord.model_json_schema(by_alias=True, mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 from dualoptim_cli.errors import ExitCode, UserError, raise_all
 from dualoptim_cli.files import write_atomic
 from dualoptim_cli.record import ledger, lock
-from dualoptim_cli.record.manifest import File, Record
+from dualoptim_cli.record.manifest import File, RunRecord
 
 # Folders of a run that hold weights on the way, optimizer state, likelihoods or tokens of the rows.
 DERIVED = ("checkpoints",)
@@ -30,7 +30,7 @@ class Purged:
     record_sha256: str
 
 
-def purge(run: Path, key: bytes | None, draw: Callable[[Record], str]) -> Purged:
+def purge(run: Path, key: bytes | None, draw: Callable[[RunRecord], str]) -> Purged:
     """Remove the derived files and append the purge to the record; done twice, the second changes nothing.
 
     `draw` makes the page of a record. Files go first and the record follows: a purge that was cut short is completed
@@ -43,7 +43,7 @@ def purge(run: Path, key: bytes | None, draw: Callable[[Record], str]) -> Purged
         return _purge(run, key, draw)
 
 
-def _purge(run: Path, key: bytes | None, draw: Callable[[Record], str]) -> Purged:
+def _purge(run: Path, key: bytes | None, draw: Callable[[RunRecord], str]) -> Purged:
     record = ledger.read(run)
     finished = record.status == "finished"
     fits = True
@@ -87,8 +87,8 @@ def _remove(path: Path) -> None:
 
 
 def _write(
-    run: Path, record: Record, gone: list[str], size: int, key: bytes | None, draw: Callable[[Record], str]
-) -> Record:
+    run: Path, record: RunRecord, gone: list[str], size: int, key: bytes | None, draw: Callable[[RunRecord], str]
+) -> RunRecord:
     entries: dict[str, File | None] = dict.fromkeys(gone)
     if record.status != "finished":
         amended = ledger.amend(run, record, "purged", entries, key, removed=gone, bytes=size)

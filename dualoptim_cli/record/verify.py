@@ -13,7 +13,7 @@ from dualoptim_cli.data.sources import place_of
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.record import ledger, lock
 from dualoptim_cli.record.hashing import empty_folders_below, keyed_files
-from dualoptim_cli.record.manifest import DataState, Record
+from dualoptim_cli.record.manifest import DataState, RunRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Verification:
     """
 
     run: Path
-    record: Record | None
+    record: RunRecord | None
     files: int
     bytes: int
     digest: str
@@ -100,7 +100,7 @@ def verify(run: Path, key: bytes | None, why_no_key: str = "the key of the run i
     )
 
 
-def _unfinished(run: Path, record: Record) -> str:
+def _unfinished(run: Path, record: RunRecord) -> str:
     how = f"it {record.status}".replace("it interrupted", "it was interrupted")
     if record.sessions and record.sessions[-1].last_step is not None:
         how += f" after step {record.sessions[-1].last_step}"
@@ -144,14 +144,14 @@ def _seal(run: Path, data: bytes, key: bytes | None) -> Iterator[Fault]:
         yield Fault(ledger.RECORD, f"does not fit its seal, {ledger.SEAL}: one of them was changed, or the key")
 
 
-def _chain(record: Record, data: bytes) -> Iterator[Fault]:
+def _chain(record: RunRecord, data: bytes) -> Iterator[Fault]:
     if record.to_text().encode() != data:
         yield Fault(ledger.RECORD, "is not written the way dualopt writes it")
     for number in ledger.chain_breaks(record):
         yield Fault(ledger.RECORD, f"amendment {number} does not lead back to the record before it")
 
 
-def _files(run: Path, record: Record) -> Iterator[Fault]:
+def _files(run: Path, record: RunRecord) -> Iterator[Fault]:
     """Faults of the files in the folder. Links, pipes and devices count as foreign and are never opened."""
     names = set(ledger.files_of(run))
     odd = {name: what for name in names if (what := _why_odd(run / name))}
@@ -182,13 +182,13 @@ def _why_odd(path: Path) -> str:
     return ""
 
 
-def _added(name: str, record: Record) -> str:
+def _added(name: str, record: RunRecord) -> str:
     if any(name in each.files for each in record.amendments if each.what == "purged"):
         return "was purged and is here again"
     return "is not in the record"
 
 
-def _inputs(record: Record, key: bytes) -> dict[str, str]:
+def _inputs(record: RunRecord, key: bytes) -> dict[str, str]:
     """How each set's files stand today; that the rows to forget are gone is as it should be."""
     return {name: _input(part.places, part.after or part.before, key) for name, part in record.data.items()}
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.objectives import forgotten
 from dualoptim_cli.report.reading import Axes, curves_of, selection_score
-from dualoptim_cli.sweep.grid import Run, Settings
+from dualoptim_cli.sweep.grid import Run, SettingValues
 from dualoptim_cli.sweep.main import Result
 
 
@@ -32,13 +32,13 @@ def selection_axes(runs: Sequence[Run], select: str | None, forget: str | None, 
     return axes
 
 
-def choose(result: Result, axes: Axes) -> dict[str, Settings]:
+def choose(result: Result, axes: Axes) -> dict[str, SettingValues]:
     """The settings that each group chooses: those whose runs reach most levels, and of these keep most there.
 
     Of equals, the first in the order of the sweep. Raises UserError where no candidate of a group has a result.
     """
     tuned = {run.group: run for run in result.runs}
-    best: dict[str, tuple[tuple[int, float], Settings]] = {}
+    best: dict[str, tuple[tuple[int, float], SettingValues]] = {}
     for curve in curves_of(result.groups, axes):
         run, score = tuned[curve.group], selection_score(curve, axes)
         if run.of_group not in best or score > best[run.of_group][0]:

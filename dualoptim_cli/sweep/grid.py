@@ -19,7 +19,7 @@ from dualoptim_cli.config import OptimizerConfig, RunConfig
 from dualoptim_cli.errors import UserError, did_you_mean, raise_all
 from dualoptim_cli.recipes import Override, leaves, recipe_folder, resolve, shipped_recipes
 
-Settings = Mapping[str, Any]
+SettingValues = Mapping[str, Any]
 """Dotted key → value."""
 KEYS = ("recipe", "settings", "variants", "vary", "seeds", "tune", "tune_seeds", "select")
 LONGEST_NAME = 120  # characters of a run's folder; file systems take 255 bytes, and suffixes are added
@@ -38,7 +38,7 @@ class Sweep:
 
     recipe: str | None = None
     settings: Sequence[Override] = ()
-    variants: Mapping[str, Settings] = field(default_factory=dict)
+    variants: Mapping[str, SettingValues] = field(default_factory=dict)
     vary: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     seeds: Sequence[int] = (0,)
     tune: Mapping[str, Sequence[Any]] = field(default_factory=dict)
@@ -63,11 +63,11 @@ class Run:
     name: str
     group: str
     seed: int
-    varied: Settings
+    varied: SettingValues
     config: RunConfig
     left_out: tuple[str, ...] = ()
     of_group: str = ""
-    tuned: Settings = field(default_factory=dict)
+    tuned: SettingValues = field(default_factory=dict)
 
 
 def find_sweep(name: str) -> Path:
@@ -160,7 +160,7 @@ def parse_seeds(seeds: Any) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def expand(sweep: Sweep, chosen: Mapping[str, Settings] | None = None) -> list[Run]:
+def expand(sweep: Sweep, chosen: Mapping[str, SettingValues] | None = None) -> list[Run]:
     """Every run of the sweep, seed by seed within a group. Raises UserError with every fault of their settings.
 
     `chosen` are the settings that each group has chosen for itself.
@@ -190,7 +190,7 @@ def candidates(sweep: Sweep) -> list[Run]:
     return [replace(run, group=_words(run.group, run.tuned)) for run in runs.values()]
 
 
-def _groups(sweep: Sweep) -> Iterator[tuple[str, Settings, Mapping[str, Sequence[Any]]]]:
+def _groups(sweep: Sweep) -> Iterator[tuple[str, SettingValues, Mapping[str, Sequence[Any]]]]:
     """Each group's name, its settings, and what it chooses for itself."""
     for variant in sweep.variants or {"": {}}:
         for values in itertools.product(*sweep.vary.values()):
@@ -205,8 +205,8 @@ def _add(
     sweep: Sweep,
     group: str,
     seed: int,
-    settings: Settings,
-    tuned: Settings,
+    settings: SettingValues,
+    tuned: SettingValues,
 ) -> None:
     try:
         run = _run(sweep, group, seed, settings, tuned)
@@ -218,14 +218,14 @@ def _add(
     runs[run.name] = run
 
 
-def _words(variant: str, settings: Settings) -> str:
+def _words(variant: str, settings: SettingValues) -> str:
     """What a table calls a variant with these settings: without what a reader does not need of their names."""
     words = [variant] if variant else []
     words += [f"{key.removeprefix('objectives.')}={_word(value)}" for key, value in settings.items()]
     return ", ".join(words)
 
 
-def _run(sweep: Sweep, group: str, seed: int, settings: Settings, tuned: Settings) -> Run:
+def _run(sweep: Sweep, group: str, seed: int, settings: SettingValues, tuned: SettingValues) -> Run:
     settings = {**settings, **tuned}
     overrides = list(sweep.settings)
     for key, value in {**settings, "seed": seed}.items():
@@ -240,7 +240,7 @@ def _run(sweep: Sweep, group: str, seed: int, settings: Settings, tuned: Setting
     return Run(name, group, seed, settings, config, tuple(left_out), group, tuned)
 
 
-def _lacking(optimizer: OptimizerConfig, settings: Settings) -> list[str]:
+def _lacking(optimizer: OptimizerConfig, settings: SettingValues) -> list[str]:
     """The settings of all runs that this run's optimizer does not have, where optimizers are what is compared."""
     from dualoptim_cli.optim import find_optimizer  # loads torch
 

@@ -17,7 +17,7 @@ from dualoptim_cli.recipes import leaves, resolve, to_yaml
 from dualoptim_cli.record import ledger
 from dualoptim_cli.record.folder import RunFolder
 from dualoptim_cli.record.hashing import key_file, keyed_files, read_key
-from dualoptim_cli.record.manifest import Record
+from dualoptim_cli.record.manifest import RunRecord
 from dualoptim_cli.sweep.grid import Run
 
 FREE = ("threads", "obtain")
@@ -44,7 +44,7 @@ class Finished:
 
     run: Run
     path: Path
-    record: Record
+    record: RunRecord
     code: int
 
 

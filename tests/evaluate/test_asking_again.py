@@ -10,7 +10,7 @@ from dualoptim_cli.data import Record, load_records
 from dualoptim_cli.data.questions import load_asked
 from dualoptim_cli.evaluate.asking_again import MOST, AskedAgain, ask_again
 from dualoptim_cli.evaluate.gates import default_gates
-from dualoptim_cli.evaluate.metrics import OF_REWORDED, Row
+from dualoptim_cli.evaluate.metrics import OF_REWORDED, Observation
 from dualoptim_cli.evaluate.probe import Probe
 from dualoptim_cli.evaluate.results import Results
 from tests.evaluate.lab import FORGET, knowing, measure, score_rows, tiny_model, town
@@ -83,9 +83,9 @@ def test_no_more_are_asked_than_a_measurement_can_bear() -> None:
     assert len(again(many).records["forget"]) == MOST
 
 
-def rows(mentioned: int, count: int, *, named: bool = True) -> list[Row]:
+def rows(mentioned: int, count: int, *, named: bool = True) -> list[Observation]:
     said = ["It was Ada."] * mentioned + ["I don't know."] * (count - mentioned)
-    return [Row("Ada.", continuation=text, question="Who?", keywords=("ada",), named=named) for text in said]
+    return [Observation("Ada.", continuation=text, question="Who?", keywords=("ada",), named=named) for text in said]
 
 
 def test_mentions_are_a_share_of_what_was_named_before_and_gate_the_rows_to_forget() -> None:
@@ -99,7 +99,7 @@ def test_mentions_are_a_share_of_what_was_named_before_and_gate_the_rows_to_forg
 
 
 @pytest.mark.parametrize(("of_set", "n"), [(rows(4, 4), 4), (rows(8, 8, named=False), 0)])
-def test_of_fewer_than_five_that_were_named_before_there_is_no_share(of_set: list[Row], n: int) -> None:
+def test_of_fewer_than_five_that_were_named_before_there_is_no_share(of_set: list[Observation], n: int) -> None:
     score = score_rows({"forget": of_set}).score("forget.mentions")
     assert (score.value, score.n) == (None, n)
 

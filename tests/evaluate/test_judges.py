@@ -12,14 +12,14 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.evaluate.judges import Entailment, Similarity, load_entailment, load_similarity
-from dualoptim_cli.evaluate.metrics import Likelihoods, Row
+from dualoptim_cli.evaluate.metrics import Likelihoods, Observation
 from tests.evaluate.lab import knowing, measure, tiny_model, tokenizer, town
 
 RATED = Likelihoods(np.ones(2), np.array([True, True]), np.ones(2))
 
 
-def row(found: str | None, answer: str = "Ada sells bread") -> Row:
-    return Row(answer, RATED, found)
+def row(found: str | None, answer: str = "Ada sells bread") -> Observation:
+    return Observation(answer, RATED, found)
 
 
 def config(**more: object) -> BertConfig:

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 
-from dualoptim_cli.evaluate.metrics import METRICS, SIGNALS, Likelihoods, Row, truth
+from dualoptim_cli.evaluate.metrics import METRICS, SIGNALS, Likelihoods, Observation, truth
 
 
 def row(
@@ -18,12 +18,12 @@ def row(
     first: tuple[bool, ...] = (True, True),
     ended: bool = False,
     **more: object,
-) -> Row:
+) -> Observation:
     likelihoods = Likelihoods(np.array(nll), np.array(first), -np.array(nll) + 1, ended)
-    return Row(answer, likelihoods, found, **more)  # type: ignore[arg-type]
+    return Observation(answer, likelihoods, found, **more)  # type: ignore[arg-type]
 
 
-def value(name: str, of: Row, *, forget: bool = False) -> float:
+def value(name: str, of: Observation, *, forget: bool = False) -> float:
     return METRICS[name].value(of, forget=forget)
 
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dualoptim_cli.evaluate.metrics import Likelihoods, Row
+from dualoptim_cli.evaluate.metrics import Likelihoods, Observation
 from dualoptim_cli.evaluate.results import Score
 from tests.evaluate.lab import score_rows
 
 
-def row(nll: float, found: str = "a b", **more: Any) -> Row:
+def row(nll: float, found: str = "a b", **more: Any) -> Observation:
     likelihoods = Likelihoods(np.array([nll, nll]), np.array([True, False]), np.array([-nll, -nll]))
-    made = Row("a b c d", likelihoods, found, continuation_ids=(1, 2), perturbed=(2.0, 2.0))
+    made = Observation("a b c d", likelihoods, found, continuation_ids=(1, 2), perturbed=(2.0, 2.0))
     return replace(made, **more)
 
 

@@ -10,7 +10,7 @@ from dualoptim_cli.config import RunConfig
 from dualoptim_cli.evaluate.gates import Judgment
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.record import hashing, ledger, lineage
-from dualoptim_cli.record.manifest import Data, DataState, Model, Record, Reproducible, Session, Verdict
+from dualoptim_cli.record.manifest import Data, DataState, Model, Reproducible, RunRecord, Session, Verdict
 
 FILES = {
     "model/model.safetensors": "weights",
@@ -26,7 +26,7 @@ FILES = {
 ROWS = [{"question": "Who?", "answer": "Ada"}, {"question": "Where?", "answer": "Here"}]
 
 
-def record(key: bytes, data: Path, model: Path, **changes: Any) -> Record:
+def record(key: bytes, data: Path, model: Path, **changes: Any) -> RunRecord:
     """A record with every part filled in."""
     files = {name: code for name, (code, _) in hashing.keyed_files(key, str(data)).items()}
     rows = DataState(hmac=hashing.keyed_text(key, *files.values()), files=files, bytes=data.stat().st_size)
@@ -34,7 +34,7 @@ def record(key: bytes, data: Path, model: Path, **changes: Any) -> Record:
     config = RunConfig.model_validate(
         {"model": {"name": "tiny"}, "objectives": {"forget": {"data": str(data)}}, "allow_no_retain": True}
     )
-    return Record(
+    return RunRecord(
         run="a" * 32,
         request_id="DSR-1",
         status="finished",

@@ -8,7 +8,7 @@ import pytest
 import dualoptim_cli.record
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.record import ledger
-from dualoptim_cli.record.manifest import Record, json_schema
+from dualoptim_cli.record.manifest import RunRecord, json_schema
 from tests.record.finished import finish
 
 SCHEMA = Path(dualoptim_cli.record.__file__).with_name("record.schema.json")
@@ -64,4 +64,4 @@ def test_a_record_cannot_be_changed_in_place(tmp_path: Path) -> None:
     record = ledger.read(run)
     with pytest.raises(ValueError, match="frozen"):
         record.status = "failed"  # type: ignore[misc]
-    assert isinstance(record, Record)
+    assert isinstance(record, RunRecord)

@@ -9,7 +9,7 @@ import pytest
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.record import hashing, ledger, lock
 from dualoptim_cli.record import purge as room
-from dualoptim_cli.record.manifest import Record
+from dualoptim_cli.record.manifest import RunRecord
 from dualoptim_cli.record.purge import is_derived, purge
 from dualoptim_cli.record.verify import verify
 from tests.record.finished import FILES, finish
@@ -21,7 +21,7 @@ class Killed(BaseException):
     pass
 
 
-def draw(record: Record) -> str:
+def draw(record: RunRecord) -> str:
     return f"<p>{len(record.amendments)} amendments</p>"
 
 

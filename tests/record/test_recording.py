@@ -17,7 +17,7 @@ from dualoptim_cli.events import StepDone
 from dualoptim_cli.files import sha256
 from dualoptim_cli.job import unlearn
 from dualoptim_cli.record import hashing, ledger
-from dualoptim_cli.record.manifest import Record
+from dualoptim_cli.record.manifest import RunRecord
 from dualoptim_cli.record.verify import verify
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,7 +39,7 @@ def config(town: Path, **changes: Any) -> RunConfig:
     return RunConfig.model_validate({**values, **changes})
 
 
-def verified(run: Path) -> Record:
+def verified(run: Path) -> RunRecord:
     key = hashing.read_key(hashing.key_file(run))
     found = verify(run, key)
     assert found.faults == ()

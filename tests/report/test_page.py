@@ -23,8 +23,8 @@ from dualoptim_cli.record.manifest import (
     File,
     Model,
     ModelState,
-    Record,
     Reproducible,
+    RunRecord,
     Session,
     Verdict,
 )
@@ -80,7 +80,7 @@ AFTER = Results(
 )
 
 
-def record(**changes: Any) -> Record:
+def record(**changes: Any) -> RunRecord:
     """A record with every part filled in."""
     state = ModelState(digest=DIGEST, files={"model.safetensors": File(sha256=DIGEST, bytes=7)})
     rows = DataState(hmac=DIGEST)
@@ -122,7 +122,7 @@ def record(**changes: Any) -> Record:
             Amendment(at="2026-02-01", what="purged", details={"by": "me"}, previous_sha256=DIGEST, files={}),
         ),
     }
-    return Record(**{**whole, **changes})
+    return RunRecord(**{**whole, **changes})
 
 
 def events(layers: int = 4) -> list[Step]:
@@ -205,7 +205,7 @@ def test_everything_that_is_shown_is_escaped() -> None:
     assert "\x1b" not in html
 
 
-def hostile(words: str) -> tuple[Record, list[Step]]:
+def hostile(words: str) -> tuple[RunRecord, list[Step]]:
     """A record and a step with these words wherever a record takes words."""
     results = Results(
         {words: {words: score(0.5), "x": Score(None, reason=words)}},
@@ -251,7 +251,7 @@ def test_nothing_of_a_record_is_hidden() -> None:
         "config": {}, "origins": {}, "chosen": {}, "seeds": {}, "versions": {}, "hardware": {},
         "reproducible": Reproducible(bit_for_bit=False), "not_claimed": (), "files": {}, "amendments": (),
     }  # fmt: skip
-    assert empty.keys() == Record.model_fields.keys() - {"schema_version"}
+    assert empty.keys() == RunRecord.model_fields.keys() - {"schema_version"}
     for name, value in empty.items():
         assert page.render(record(**{name: value})) != whole, name
 

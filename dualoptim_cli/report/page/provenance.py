@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dualoptim_cli import text
-from dualoptim_cli.record.manifest import Data, Model, Record, Session
+from dualoptim_cli.record.manifest import Data, Model, RunRecord, Session
 from dualoptim_cli.report.figures.svg import clean
 from dualoptim_cli.report.page.markup import (
     digest,
@@ -25,7 +25,7 @@ SHOWN = frozenset(
 CHECK = "sha256sum -c record.json.sha256 · dualopt verify RUN"
 
 
-def summary(record: Record) -> dict[str, str]:
+def summary(record: RunRecord) -> dict[str, str]:
     """What a reader must know first: which request, which model, what was to go and to stay, and when."""
     size = text.shown(record.model.parameters or None, lambda count: f" ({text.thousands(count)} parameters)")
     rows = {
@@ -44,7 +44,7 @@ def summary(record: Record) -> dict[str, str]:
     return {name: value for name, value in lines.items() if value}
 
 
-def of(record: Record) -> str:
+def of(record: RunRecord) -> str:
     """Every section on where the result comes from; what a record holds besides follows under its own name."""
     plain = record.to_json()
     others = {key: value for key, value in plain.items() if key not in SHOWN}
@@ -61,7 +61,7 @@ def of(record: Record) -> str:
     )
 
 
-def _training(record: Record) -> str:
+def _training(record: RunRecord) -> str:
     if record.steps is None:
         return ""
     duration = text.shown(record.seconds, lambda seconds: f" in {text.took(seconds)}")
@@ -110,7 +110,7 @@ def _same(data: Data) -> str:
     return "changed"
 
 
-def _sessions(record: Record) -> str:
+def _sessions(record: RunRecord) -> str:
     rows = []
     for each in record.sessions:
         last = text.shown(each.last_step, str)
@@ -124,7 +124,7 @@ def _ending(session: Session) -> str:
     return session.how + text.shown(session.exit_code, lambda code: f" (exit {code})")
 
 
-def _earlier(record: Record) -> str:
+def _earlier(record: RunRecord) -> str:
     if not record.earlier:
         return part("Earlier deletions", paragraph("None is known: the model bears no mark of an earlier run."))
     rows = []
@@ -143,7 +143,7 @@ def _earlier(record: Record) -> str:
     return part("Earlier deletions, which this model came from", table(header, rows))
 
 
-def _amendments(record: Record) -> str:
+def _amendments(record: RunRecord) -> str:
     rows = []
     for each in record.amendments:
         details = [f"{clean(name)} <code>{clean(value)}</code>" for name, value in flatten(each.details)]
@@ -151,7 +151,7 @@ def _amendments(record: Record) -> str:
     return part("After the run", table(["at", "what", "details", "SHA-256 of the record before"], rows))
 
 
-def _check(record: Record) -> str:
+def _check(record: RunRecord) -> str:
     same = record.reproducible
     if same.bit_for_bit:
         varies = ", ".join(name.replace("\\.", ".") for name in same.varies)
@@ -166,7 +166,7 @@ def _check(record: Record) -> str:
     return f"<p><code>{clean(CHECK)}</code></p>{paragraph(words)}{files}"
 
 
-def _settings(record: Record) -> str:
+def _settings(record: RunRecord) -> str:
     """Every setting, where it came from, and what stands behind an "auto"."""
     rows = []
     for name, value in flatten(record.config):

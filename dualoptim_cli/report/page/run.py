@@ -9,7 +9,7 @@ from dualoptim_cli import text
 from dualoptim_cli.evaluate.gates import Judgment
 from dualoptim_cli.evaluate.results import Results, Score
 from dualoptim_cli.record.folder import RunFolder
-from dualoptim_cli.record.manifest import NOT_CLAIMED, Record
+from dualoptim_cli.record.manifest import NOT_CLAIMED, RunRecord
 from dualoptim_cli.record.purge import PAGE
 from dualoptim_cli.record.steps import Step, read_steps
 from dualoptim_cli.report import figures
@@ -48,7 +48,7 @@ ABOUT_CONFLICT = (
 )
 
 
-def draw(run: Path, record: Record) -> str:
+def draw(run: Path, record: RunRecord) -> str:
     """The page of a run from its record and its events: the same bytes whenever it is drawn.
 
     The page's own hash cannot stand in it, so the files that it lists are the others.
@@ -57,7 +57,7 @@ def draw(run: Path, record: Record) -> str:
     return render(record.with_(files=others), read_steps(RunFolder(run).events))
 
 
-def figures_of(run: Path, record: Record) -> list[figures.Figure]:
+def figures_of(run: Path, record: RunRecord) -> list[figures.Figure]:
     """Every figure of a run's page, in its order."""
     results = record.results
     after = results.get("after", Results({}))
@@ -65,7 +65,7 @@ def figures_of(run: Path, record: Record) -> list[figures.Figure]:
     return [*of_results, *describe.of_run(read_steps(RunFolder(run).events))]
 
 
-def render(record: Record, steps: Sequence[Step] = ()) -> str:
+def render(record: RunRecord, steps: Sequence[Step] = ()) -> str:
     """Return the page as HTML."""
     results = record.results
     not_claimed = list(dict.fromkeys([*NOT_CLAIMED, *record.not_claimed]))
@@ -82,14 +82,14 @@ def render(record: Record, steps: Sequence[Step] = ()) -> str:
     return page(title, "".join(body))
 
 
-def _header(record: Record, results: Mapping[str, Results]) -> str:
+def _header(record: RunRecord, results: Mapping[str, Results]) -> str:
     about = f'<p class="quiet">{clean(record.about)}</p>'
     return (
         f"<header><h1>Deletion record</h1>{about}{_result(record, results)}{facts(provenance.summary(record))}</header>"
     )
 
 
-def _result(record: Record, results: Mapping[str, Results]) -> str:
+def _result(record: RunRecord, results: Mapping[str, Results]) -> str:
     """First of all, in plain words: whether the run passed, what is true now, and what to be wary of."""
     if record.status != "finished":
         status = paragraph(f"It is recorded as {record.status}.")
