@@ -29,8 +29,9 @@ LONGEST_NAME = 120  # characters of a run's folder; file systems take 255 bytes,
 class Sweep:
     """What a sweep is to run.
 
-    `settings` hold for every run. `variants` are named settings that go together, `vary` settings with the values that
-    each of them takes; the grid is their product, once for each seed.
+    `settings` hold for every run, unless a variant has its own. `variants` are named settings that go together, `vary`
+    settings with the values that each of them takes; the grid is their product, once for each seed. `flags` are
+    settings of the command line, which nothing else may set.
 
     `tune` are settings that each group chooses for itself before that, with the runs of `tune_seeds`, by what the
     score `select` is at equal forgetting; a variant may have a list of its own in `tune_of`.
@@ -45,6 +46,7 @@ class Sweep:
     tune_of: Mapping[str, Mapping[str, Sequence[Any]]] = field(default_factory=dict)
     tune_seeds: Sequence[int] = (0,)
     select: str | None = None
+    flags: Sequence[Override] = ()
 
     def tuned(self, variant: str) -> dict[str, Sequence[Any]]:
         """What the groups of a variant choose for themselves."""
@@ -227,7 +229,7 @@ def _words(variant: str, settings: SettingValues) -> str:
 
 def _run(sweep: Sweep, group: str, seed: int, settings: SettingValues, tuned: SettingValues) -> Run:
     settings = {**settings, **tuned}
-    overrides = list(sweep.settings)
+    overrides = [*sweep.settings, *sweep.flags]
     for key, value in {**settings, "seed": seed}.items():
         overrides.append(Override(tuple(key.split(".")), value, f"the sweep's {key}"))
     config = resolve(sweep.recipe, overrides).config
@@ -269,9 +271,10 @@ def _check_varied_once(sweep: Sweep) -> None:
             faults.append(
                 UserError("Seeds are not varied like other settings: runs are averaged over them.", "Use seeds.")
             )
-    for override in sweep.settings:
+    for override in (*sweep.settings, *sweep.flags):
         key = ".".join(override.keys)
-        if key in sweep.vary or key in of_variants or key in tuned or key == "seed":
+        twice = key in of_variants and override in sweep.flags
+        if key in sweep.vary or key in tuned or key == "seed" or twice:
             faults.append(UserError(f"{override.origin} sets {key}, which the sweep varies.", "Leave one of them out."))
     raise_all(faults)
 
@@ -304,7 +307,7 @@ def with_flags(
     tune: Sequence[str] = (),
     select: str | None = None,
 ) -> Sweep:
-    """The sweep with what the command line adds; its settings come last and so win over the file's."""
+    """The sweep with what the command line adds; its settings win over the file's."""
     return replace(
         sweep,
         recipe=recipe or sweep.recipe,
@@ -312,5 +315,5 @@ def with_flags(
         tune={**sweep.tune, **dict(map(parse_vary, tune))},
         select=select or sweep.select,
         seeds=parse_seeds(seeds) if seeds else sweep.seeds,
-        settings=(*sweep.settings, *settings),
+        flags=(*sweep.flags, *settings),
     )

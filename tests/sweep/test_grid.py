@@ -73,6 +73,13 @@ def test_two_values_for_one_setting_are_refused() -> None:
         expand(with_flags(sweep, recipe=None, vary=["seed=1,2"], seeds=None, settings=[]))
 
 
+def test_a_variant_has_settings_of_its_own_in_place_of_those_for_all(tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    text = "settings: {schedule.steps: 9}\nvariants: {a: {}, b: {schedule: {steps: 5}}}\nrecipe: smoke\n"
+    file.write_text(text, encoding="utf-8")
+    assert [run.config.schedule.steps for run in expand(read_sweep(file))] == [9, 5]
+
+
 def test_every_fault_of_the_settings_is_told_at_once() -> None:
     sweep = Sweep("smoke", vary={"schedule.steps": [5, -1], "data.stride": [3, "x"]})
     with pytest.raises(UserError) as caught:
