@@ -23,6 +23,11 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _no(value: Any) -> Any:
+    """Read what YAML 1.1 takes for a truth value: `no` is a word here."""
+    return "no" if value is False else value
+
+
 def _word_or_gates(value: Any) -> Any:
     """Read one word or several gates, however many of them a flag gave."""
     words = [value] if isinstance(value, str) else value
@@ -50,7 +55,7 @@ class ModelConfig(Section):
     name: str
     revision: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    mixed_precision: Literal["no", "bf16", "fp16"] = "no"
+    mixed_precision: Annotated[Literal["auto", "no", "bf16", "fp16"], BeforeValidator(_no)] = "auto"
     device: str = "auto"
     gradient_checkpointing: bool = False
     freeze_embeddings: bool = False  # neither the token embeddings nor the output head are trained

@@ -201,13 +201,14 @@ def attack(
     lr: float = 1e-4,
     max_new_tokens: int = 128,
     batch_size: int = 32,
+    mixed_precision: str = "no",
     on_event: OnEvent | None = None,
 ) -> Mapping[str, Sets]:
     """Attack a model and return, by attack and forget set, what it brings back: `Results.attacks`.
 
     The rows are those that `measure` samples with the same `rows` and `seed`. `lr` is the rate of relearning
-    (AdamW, 20 steps on 10 rows). Each attack is a phase of its own; one that cannot be tried, or for whose copy
-    there is no memory, is n/a with the reason.
+    (AdamW, 20 steps on 10 rows, in the weights' own precision). Each attack is a phase of its own; one that cannot be
+    tried, or for whose copy there is no memory, is n/a with the reason.
     """
     attacked = {name: sets[name] for name in sets if name in forget}
     samples = {
@@ -229,6 +230,7 @@ def attack(
                     max_new_tokens=max_new_tokens,
                     batch_size=batch_size,
                     advance=advance,
+                    mixed_precision=mixed_precision,
                 )
                 target = Target(model, examples, samples[each], sets.get(retain), observer, lr, seed)
                 scores[name][each] = _run(name, target)

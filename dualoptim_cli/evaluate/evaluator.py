@@ -42,6 +42,7 @@ def measure(
     general: Examples | None = None,
     named: Mapping[str, Collection[int]] | None = None,
     is_before: bool = False,
+    mixed_precision: str = "no",
     phase: str = "measuring",
     on_event: OnEvent | None = None,
 ) -> Results:
@@ -52,8 +53,9 @@ def measure(
     the forget rows; `judges` rate the continuations by other models; an answer that begins with one of the `refusals`
     declines. `again` holds questions that ask for rows in other words (they make sets "NAME.reworded") and keywords.
     `general` is plain text whose perplexity tells of general ability. `named` are the rows of each set whose answers
-    named a keyword before unlearning: the model that `is_before` finds them, and Results of it have them. The model is
-    put in evaluation mode and back, and no random state of torch is used.
+    named a keyword before unlearning: the model that `is_before` finds them, and Results of it have them.
+    `mixed_precision` is what float32 weights compute in, as in training. The model is put in evaluation mode and back,
+    and no random state of torch is used.
     """
     samples = {
         name: questions(examples, sample_rows(len(examples), rows, seed, name)) for name, examples in sets.items()
@@ -76,6 +78,7 @@ def measure(
                 advance=advance,
                 refusals=refusals,
                 keywords=again.keywords.get(origin),
+                mixed_precision=mixed_precision,
             )
             observed[name] = observer.rows(sample)
         for judge in judges:
@@ -88,6 +91,7 @@ def measure(
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
                 advance=advance,
+                mixed_precision=mixed_precision,
             )
             losses = text_losses(observer, general.encode(range(len(general))))
             perplexities["ppl"] = perplexity(losses, set_seed(seed, GENERAL), "lower")
@@ -106,6 +110,8 @@ def measure(
             "min_k": min_k,
             "measured": {name: len(sample) for name, sample in samples.items()},
         }
+        if mixed_precision != "no":
+            settings["mixed_precision"] = mixed_precision
         if counted:
             settings["named"] = counted
         results = score_rows(observed, forget=forget, seed=seed, min_k=min_k, reference=reference, settings=settings)

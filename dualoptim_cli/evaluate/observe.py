@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -21,6 +22,8 @@ from dualoptim_cli.objectives.likelihood import nll
 from dualoptim_cli.objectives.passes import over_logits
 
 Measure = Callable[[Tensor, Tensor], Tensor]
+
+NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +92,8 @@ class Observer:
 
     `advance` is called with the number of continuations or likelihoods that were just finished. `refusals` are the
     run's own: an answer that begins with one of them declines. `keywords` are those of the rows, where mentions are
-    to be counted. Each of the `processes` puts its share of the rows through the model, and all of them have every
-    result.
+    to be counted. `mixed_precision`, bf16 or fp16, is what float32 weights compute in. Each of the `processes` puts
+    its share of the rows through the model, and all of them have every result.
     """
 
     def __init__(
@@ -103,9 +106,11 @@ class Observer:
         advance: Advance,
         refusals: Sequence[str] = (),
         keywords: Keywords | None = None,
+        mixed_precision: str = "no",
         processes: Processes = PROCESSES,
     ) -> None:
         self.model = model
+        self.mixed_precision = mixed_precision
         self.tokenizer = tokenizer
         self.stop = stop_tokens(model, tokenizer)
         self.max_new_tokens = max_new_tokens
@@ -125,16 +130,17 @@ class Observer:
         from its middle.
         """
         answered = [q for q in questions if q.record.answered]
-        own = iter(self.likelihoods([Encoded(q.ids, ((q.start, len(q.ids)),)) for q in answered], _all_of_token))
         alternatives: list[Encoded] = []
         if not brief:
             for question in questions:
                 alternatives += question.alternatives
-        losses = iter(self.likelihoods(alternatives, nll_of_token))
         starts = [q.start if writes and q.asks else None for q in questions]
         halved = [writes and q.middle > q.start and (halves or not q.asks) for q in questions]
         middles = [q.middle if half else None for q, half in zip(questions, halved, strict=True)]
-        continuations, rests = self._continue(starts, questions), self._continue(middles, questions)
+        with self._computing():  # around all of them: weights are narrowed once, and kept until it is left
+            own = iter(self.likelihoods([Encoded(q.ids, ((q.start, len(q.ids)),)) for q in answered], _all_of_token))
+            losses = iter(self.likelihoods(alternatives, nll_of_token))
+            continuations, rests = self._continue(starts, questions), self._continue(middles, questions)
         rows = []
         for number, question in enumerate(questions):
             count = 0 if brief else len(question.alternatives)
@@ -172,7 +178,8 @@ class Observer:
         for first in range(0, len(order), self.batch_size):
             rows = order[first : first + self.batch_size]
             batch = collate([encoded[row] for row in rows], 0).to(device_of(self.model))
-            figures = over_logits(self.model, batch, measure).double().cpu()
+            with self._computing():
+                figures = over_logits(self.model, batch, measure).double().cpu()
             counts = [encoded[row].answer_tokens for row in rows]
             for row, part in zip(rows, torch.split(figures, counts), strict=True):
                 parts[row] = part.numpy()
@@ -196,17 +203,31 @@ class Observer:
             starts = [q.start for q in questions]
         longest = max((len(q.ids) - start for q, start in zip(questions, starts, strict=True)), default=0)
         own = self.processes.share(range(len(prompts)))
-        continuations = generate(
-            self.model,
-            [prompts[row] for row in own],
-            limit=min(longest, self.max_new_tokens),
-            stop=self.stop,
-            batch_size=self.batch_size,
-            temperature=temperature,
-            generator=generator,
-            advance=self.advance,
-        )
+        with self._computing():
+            continuations = generate(
+                self.model,
+                [prompts[row] for row in own],
+                limit=min(longest, self.max_new_tokens),
+                stop=self.stop,
+                batch_size=self.batch_size,
+                temperature=temperature,
+                generator=generator,
+                advance=self.advance,
+            )
         return list(self.processes.gather(continuations))
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        """Compute in mixed precision, where the run does.
+
+        Autocast keeps the narrowed weights until its outermost context is left, so no context may last longer than the
+        weights stay as they are.
+        """
+        if self.mixed_precision == "no":
+            yield
+            return
+        with torch.autocast(device_of(self.model).type, dtype=NARROW[self.mixed_precision]):
+            yield
 
     def _continue(self, starts: Sequence[int | None], questions: Sequence[Question]) -> list[list[int] | None]:
         """Continue each row's own tokens from where `starts` says; None stays None."""

@@ -25,7 +25,8 @@ class Probe:
 
     `forget` names the sets that are to be forgotten, whose metrics may have another formula. `again` holds the reworded
     questions of some sets: those at which the model before named a keyword are a set of their own. `named` are the
-    numbers of these questions, by set. `refusals` are the run's own ways to decline.
+    numbers of these questions, by set. `refusals` are the run's own ways to decline,
+    `mixed_precision` is what it computes in.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class Probe:
         again: AskedAgain = NOTHING,
         named: Mapping[str, Collection[int]] | None = None,
         refusals: Sequence[str] = (),
+        mixed_precision: str = "no",
     ) -> None:
         self._model = model
         self._forget = forget
@@ -56,6 +58,7 @@ class Probe:
                 advance=lambda _: None,
                 refusals=refusals,
                 keywords=again.keywords.get(name),
+                mixed_precision=mixed_precision,
             )
             reworded = sorted((named or {}).get(name + REWORDED, ()))
             if not reworded:

@@ -95,6 +95,8 @@ class Results:
         """
         mine, theirs = self.settings, other.settings
         pairs = {key: (mine.get(key), theirs.get(key)) for key in ("rows", "seed", "max_new_tokens", "min_k")}
+        precision = "mixed_precision"  # which is written down only where there is one
+        pairs[precision] = (mine.get(precision, "no"), theirs.get(precision, "no"))
         shared = self.sets.keys() & other.sets.keys()
         my_counts, their_counts = (each.get("measured", {}) for each in (mine, theirs))
         for name in sorted(shared):

@@ -22,6 +22,7 @@ from dualoptim_cli.job.phases import collect, phase, use_threads
 from dualoptim_cli.job.ruler import Ruler, count_gates
 from dualoptim_cli.model.load import Loaded, Located
 from dualoptim_cli.model.locate import locate
+from dualoptim_cli.plan.precision import SETTING as PRECISION
 from dualoptim_cli.recipes import telling_how_to_get
 
 
@@ -175,8 +176,12 @@ def read_results(file: Path, *, own: bool = False) -> Results:
 
 
 def _measured_like(opened: Opened, other: Results | None) -> Opened:
-    """What was opened, with the min-k% of the results to compare with, unless the user named a number."""
+    """What was opened, with the min-k% and the precision of the results to compare with, where the user named none."""
     config = opened.brief.config
+    if other is not None and any(choice.setting == PRECISION for choice in opened.choices):
+        model = config.model.model_copy(update={"mixed_precision": other.settings.get("mixed_precision", "no")})
+        config = config.model_copy(update={"model": model})
+        opened = replace(opened, brief=replace(opened.brief, config=config))
     if config.eval.min_k != "auto" or other is None or "min_k" not in other.settings:
         return opened
     evaluation = config.eval.model_copy(update={"min_k": other.settings["min_k"]})
@@ -210,6 +215,7 @@ def _check_alike_ahead(opened: Opened, before: Results | None, against: str | No
             "seed": config.eval.seed,
             "max_new_tokens": config.eval.max_new_tokens,
             "min_k": opened.brief.min_k,
+            "mixed_precision": config.model.mixed_precision,
         }
         _check_alike(replace(before, settings={**before.settings, **how}), before, against)
 

@@ -38,6 +38,14 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     }
 
 
+def in_precision_of(earlier: RunConfig, config: RunConfig) -> RunConfig:
+    """The config with the precision that the run began with, where it leaves that to us: not this processor's."""
+    if config.model.mixed_precision != "auto":
+        return config
+    model = config.model.model_copy(update={"mixed_precision": earlier.model.mixed_precision})
+    return config.model_copy(update={"model": model})
+
+
 def go_on(folder: RunFolder, earlier: RunConfig, config: RunConfig) -> None:
     """Write down the settings that hold from now on; a measurement that was made with others is dropped."""
     if any(getattr(earlier.eval, name) != getattr(config.eval, name) for name in MEASURED_BY):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from dualoptim_cli.config import RunConfig
@@ -14,7 +15,7 @@ from dualoptim_cli.evaluate.results import Results
 from dualoptim_cli.events import Event, Note, OnEvent
 from dualoptim_cli.files import check_apart, disk_errors_as_user_error
 from dualoptim_cli.job.brief import Brief
-from dualoptim_cli.job.identity import go_on, settings_of
+from dualoptim_cli.job.identity import go_on, in_precision_of, settings_of
 from dualoptim_cli.job.opening import open_inputs
 from dualoptim_cli.job.outcome import Outcome
 from dualoptim_cli.job.phases import phase, use_threads
@@ -63,9 +64,12 @@ def unlearn(
         folder.check(force=force, resume=resume)
         earlier = resolve(str(folder.config)).config if resume else None
         if earlier:
+            config = in_precision_of(earlier, config)
+            brief = replace(brief, config=config)
             check_identity(settings_of(earlier), settings_of(config))
 
         opened = open_inputs(brief, on_event)
+        config = opened.brief.config
         check_apart(out, opened.sources)
         planned = plan(opened, out=folder.path, on_event=on_event)
         refuse_impossible(planned.needs)

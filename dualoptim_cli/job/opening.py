@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dualoptim_cli import demo
+from dualoptim_cli.config import RunConfig
 from dualoptim_cli.data import (
     Encoder,
     Examples,
@@ -30,9 +31,11 @@ from dualoptim_cli.evaluate.suites import load_suite, to_forget
 from dualoptim_cli.events import Note, OnEvent
 from dualoptim_cli.job.brief import Brief, RowSet, role_of
 from dualoptim_cli.job.phases import collect, phase
-from dualoptim_cli.model.load import Located
+from dualoptim_cli.model.load import Located, pick_device
 from dualoptim_cli.model.locate import locate
 from dualoptim_cli.objectives import check_rows
+from dualoptim_cli.plan.choices import Choice
+from dualoptim_cli.plan.precision import auto_precision, processor_features
 from dualoptim_cli.recipes import telling_how_to_get
 
 if TYPE_CHECKING:
@@ -44,7 +47,7 @@ class Opened:
     """What a job reads, opened and checked: rows by the name of their set, refusals, the model, the reference.
 
     `brief` is the job's, with the sets of benchmarks among its own. `places` says where the rows of the built-in demo
-    were made, by the names that stand for them.
+    were made, by the names that stand for them. `choices` are settings that the model decided; the brief has them.
     """
 
     brief: Brief
@@ -55,6 +58,7 @@ class Opened:
     places: Mapping[str, str]
     again: AskedAgain = NOTHING
     general: Records | None = None
+    choices: tuple[Choice, ...] = ()
 
     def rows_at(self, name: str) -> dict[str, str]:
         """Where the rows of a set are, by the names that the user gave."""
@@ -154,12 +158,23 @@ def open_inputs(brief: Brief, on_event: OnEvent, *, weights: bool = True) -> Ope
             on_event(Note(f"{name}: {parts}"))
         for note in each.notes:
             on_event(Note(note, "warning"))
-    brief = replace(brief, sets=sets)
+    config, choices = _settled(config, model)
+    brief = replace(brief, sets=sets, config=config)
     again = _ask_again(brief, records, reworded)
     for name, counts in again.counts.items():
         kinds = ", ".join(f"{count} {kind}" for kind, count in counts.items())
         on_event(Note(f"{name}{REWORDED}: {sum(counts.values())} questions in other words ({kinds})"))
-    return Opened(brief, records, refusals, model, reference, places, again, general)
+    return Opened(brief, records, refusals, model, reference, places, again, general, choices)
+
+
+def _settled(config: RunConfig, model: Located) -> tuple[RunConfig, tuple[Choice, ...]]:
+    """The config with the precision that suits model and processor, where that was left to us."""
+    if config.model.mixed_precision != "auto":
+        return config, ()
+    device = pick_device(config.model.device).type
+    choice = auto_precision(config.model, model.width, device, processor_features())
+    settled = config.model.model_copy(update={"mixed_precision": choice.value})
+    return config.model_copy(update={"model": settled}), (choice,)
 
 
 def _ask_again(brief: Brief, records: Mapping[str, Records], given: Sequence[Record] | None) -> AskedAgain:

@@ -71,6 +71,7 @@ def plan(opened: Opened, *, out: Path | None, on_event: OnEvent) -> Planned:
         adapter=config.lora is not None,
         probes=config.eval,
         sets=len(brief.sets),
+        decided=opened.choices,
     )
     schedule = make_schedule(config.schedule, turns, examples, seed=config.seed)
     sizes: dict[str, Sizes] = {}

@@ -26,6 +26,7 @@ def build_probe(planned: Planned, model: Any) -> Callable[[int], Scores] | None:
         seed=config.eval.seed,
         max_new_tokens=config.eval.max_new_tokens,
         batch_size=config.eval.batch_size,
+        mixed_precision=config.model.mixed_precision,
     )
 
     def measure(step: int) -> Scores:

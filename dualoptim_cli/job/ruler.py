@@ -82,6 +82,7 @@ class Ruler:
             refusals=self.opened.refusals,
             again=self.opened.again,
             general=self._general(loaded),
+            mixed_precision=config.model.mixed_precision,
             named=before.named if before else None,
             is_before=is_before,
             on_event=self.on_event,
@@ -132,7 +133,7 @@ class Ruler:
         if not names:
             return results
         config = self.opened.brief.config
-        lr = auto_lr(self.opened.model.width).value
+        lr = float(auto_lr(self.opened.model.width).value)
         recovered = attack(
             loaded.model,
             names,
@@ -143,6 +144,7 @@ class Ruler:
             lr=lr,
             max_new_tokens=config.eval.max_new_tokens,
             batch_size=config.eval.batch_size,
+            mixed_precision=config.model.mixed_precision,
             on_event=self.on_event,
         )
         settings = {**results.settings, "attacks": list(names), "relearn_lr": lr}
@@ -157,7 +159,12 @@ class Ruler:
         with at_rest(loaded.model), report_phase("Rating the answers", units, self.on_event) as advance:
             batch_size = config.eval.batch_size
             observer = Observer(
-                loaded.model, loaded.tokenizer, max_new_tokens=1, batch_size=batch_size, advance=advance
+                loaded.model,
+                loaded.tokenizer,
+                max_new_tokens=1,
+                batch_size=batch_size,
+                advance=advance,
+                mixed_precision=config.model.mixed_precision,
             )
             for name, answers in rated.items():
                 seed = set_seed(config.eval.seed, f"{name}.answer_ppl")

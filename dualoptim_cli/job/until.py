@@ -40,6 +40,7 @@ def build_rule(planned: Planned, ruler: Ruler, model: Any, before: Results) -> G
         again=planned.opened.again,
         named=before.settings.get("named", {}),
         refusals=planned.opened.refusals,
+        mixed_precision=config.model.mixed_precision,
     )
     forget = [name for name in brief.forget if name in origins]
     return GateRule(gates, before, probe.measure, forget=forget, every=plan.look_every)

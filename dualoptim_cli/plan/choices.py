@@ -33,11 +33,19 @@ class Choice:
     """A value chosen for the user, and why."""
 
     setting: str
-    value: float
+    value: float | str
     why: str
 
     def __str__(self) -> str:
-        return f"{self.setting} {self.value:.4g}: {self.why}"
+        return f"{self.setting} {self._written('.4g')}: {self.why}"
+
+    @property
+    def exact(self) -> str:
+        """The value and why, for the record."""
+        return f"{self._written('.6g')} ({self.why})"
+
+    def _written(self, form: str) -> str:
+        return self.value if isinstance(self.value, str) else format(self.value, form)
 
 
 def auto_lr(width: int, *, adapter: bool = False) -> Choice:

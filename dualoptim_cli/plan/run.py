@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -63,19 +63,20 @@ def plan_run(
     adapter: bool,
     probes: EvalConfig,
     sets: int,
+    decided: Sequence[Choice] = (),
 ) -> Plan:
     """Decide a run's numbers: what its settings leave to us, from rows and from the model's hidden size (`width`).
 
     `turns` are the steps of each objective in a cycle, `sizes` its rows. `adapter`: one is trained instead of the
-    weights. `sets` is how many sets of rows are measured.
+    weights. `sets` is how many sets of rows are measured. `decided` are choices that were made before.
     """
-    choices = []
+    choices = [*decided]
 
     def settle(value: float | str, auto: Choice) -> float:
         if not isinstance(value, str):
             return value
         choices.append(auto)
-        return auto.value
+        return float(auto.value)
 
     steps = int(settle(schedule.steps, auto_steps(schedule, turns, sizes)))
     lr = settle(lr, auto_lr(width, adapter=adapter))
