@@ -139,7 +139,7 @@ class ScheduleConfig(Section):
     mode: Literal["alternate", "joint"] = "alternate"
     steps: Auto | Count = "auto"
     until: Until = "off"  # or gates that end training before its steps are done
-    batch_size: Count = 16
+    batch_size: Auto | Count = "auto"
     micro_batch_size: Auto | Count = "auto"
     warmup: Share = 0.1
     decay: Literal["linear", "cosine", "constant"] = "linear"

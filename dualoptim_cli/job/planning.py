@@ -73,7 +73,9 @@ def plan(opened: Opened, *, out: Path | None, on_event: OnEvent) -> Planned:
         sets=len(brief.sets),
         decided=opened.choices,
     )
-    schedule = make_schedule(config.schedule, turns, examples, seed=config.seed)
+    schedule = make_schedule(
+        turns, examples, batch_size=numbers.batch_size, mode=config.schedule.mode, seed=config.seed
+    )
     sizes: dict[str, Sizes] = {}
     faults: list[UserError] = []
     with phase("Tokenizing the rows", on_event):

@@ -10,6 +10,7 @@ from dualoptim_cli.config import EvalConfig, ScheduleConfig
 from dualoptim_cli.plan.choices import (
     MOST_RULE_ROWS,
     Choice,
+    auto_batch,
     auto_look,
     auto_lr,
     auto_micro_batch,
@@ -78,23 +79,26 @@ def plan_run(
         choices.append(auto)
         return float(auto.value)
 
-    steps = int(settle(schedule.steps, auto_steps(schedule, turns, sizes)))
-    lr = settle(lr, auto_lr(width, adapter=adapter))
-    micro = int(settle(schedule.micro_batch_size, auto_micro_batch(schedule.batch_size, width)))
+    batch_size = int(settle(schedule.batch_size, auto_batch(sizes[next(iter(turns))])))
+    joint = schedule.mode == "joint"
+    steps = int(settle(schedule.steps, auto_steps(turns, sizes, batch_size=batch_size, joint=joint)))
+    lr = settle(lr, auto_lr(width, batch_size=batch_size, adapter=adapter))
+    micro = int(settle(schedule.micro_batch_size, auto_micro_batch(batch_size, width)))
     probe_rows = 0
     if probes.every is not None:
-        auto = auto_probe_rows(steps, schedule.batch_size, every=probes.every, sets=sets)
+        auto = auto_probe_rows(steps, batch_size, every=probes.every, sets=sets)
         probe_rows = int(settle(probes.probe_rows, auto))
     look_every = 0
     if schedule.ends_by_rule:
-        look = auto_look(schedule, turns, min(sizes[next(iter(turns))], MOST_RULE_ROWS))
+        answers = min(sizes[next(iter(turns))], MOST_RULE_ROWS)
+        look = auto_look(turns, answers, batch_size=batch_size, joint=joint)
         choices.append(look)
         look_every = int(look.value)
-    micro_batch = min(micro, schedule.batch_size)
+    micro_batch = min(micro, batch_size)
     return Plan(
         steps,
         lr,
-        schedule.batch_size,
+        batch_size,
         micro_batch,
         tuple(choices),
         probe_rows=probe_rows,

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-from dualoptim_cli.config import ScheduleConfig
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from dualoptim_cli.data import Examples, Schedule
 
 
 def make_schedule(
-    settings: ScheduleConfig, turns: Mapping[str, int], examples: Mapping[str, Examples], *, seed: int
+    turns: Mapping[str, int],
+    examples: Mapping[str, Examples],
+    *,
+    batch_size: int,
+    mode: Literal["alternate", "joint"],
+    seed: int,
 ) -> Schedule:
     """Whose turn it is at each step and on which rows, the longest first; `turns` are the steps of each in a cycle.
 
@@ -20,14 +23,14 @@ def make_schedule(
     """
     from dualoptim_cli.data import Schedule
 
-    if settings.mode == "joint":
+    if mode == "joint":
         turns = dict.fromkeys(turns, 1)
     lengths = {name: examples[name].lengths for name in turns}
     return Schedule(
         {name: len(examples[name]) for name in turns},
         turns,
-        batch_size=settings.batch_size,
+        batch_size=batch_size,
         seed=seed,
-        mode=settings.mode,
+        mode=mode,
         lengths={name: each for name, each in lengths.items() if each is not None},
     )

@@ -33,13 +33,26 @@ def test_an_adapter_takes_ten_times_the_rate_of_the_weights() -> None:
     assert auto_lr(192, adapter=True).value == 3.5e-3
     plan = numbers_of(config(lora={}), {"forget": 200, "retain": 400}, 192)
     assert plan.lr == 3.5e-3
-    assert "times 10 for an adapter" in str(plan.choices[1])
+    assert "times 10 for an adapter" in str(plan.choices[2])
+
+
+@pytest.mark.parametrize(("rows", "batch"), [(1, 4), (12, 4), (39, 4), (40, 8), (79, 8), (80, 16), (5000, 16)])
+def test_few_rows_take_smaller_steps(rows: int, batch: int) -> None:
+    assert numbers_of(config(), {"forget": rows, "retain": 400}, 192).batch_size == batch
+
+
+def test_a_smaller_batch_takes_the_square_root_of_the_rate() -> None:
+    assert auto_lr(2048, batch_size=4).value == 5e-6  # half, of a quarter of the rows
+    assert auto_lr(2048, batch_size=64).value == 1e-5
+    plan = numbers_of(config(), {"forget": 20, "retain": 64}, 576)
+    assert plan.lr == 3.4e-5  # 1e-5 · (2048 / 576)^1.5 = 6.7e-5, and half of that
+    assert "(4/16)^0.5" in str(plan.choices[2])
 
 
 def test_run_length_follows_the_forget_set_within_bounds() -> None:
-    assert steps(12) == FEWEST_TURNS * 2
+    assert steps(10) == FEWEST_TURNS * 2
     assert steps(100_000) == MOST_TURNS * 2
-    assert steps(12) < steps(400) < steps(100_000)
+    assert steps(10) < steps(400) < steps(100_000)
 
 
 def test_joint_steps_count_once() -> None:
@@ -48,7 +61,7 @@ def test_joint_steps_count_once() -> None:
 
 
 def test_what_the_user_says_is_not_chosen_for_them() -> None:
-    said = {"schedule": {"steps": 7, "micro_batch_size": 2}, "optimizer": {"lr": 0.5}}
+    said = {"schedule": {"steps": 7, "batch_size": 16, "micro_batch_size": 2}, "optimizer": {"lr": 0.5}}
     plan = numbers_of(config(**said), {"forget": 10, "retain": 10}, 192)
     assert (plan.steps, plan.micro_batch, plan.lr, plan.choices) == (7, 2, 0.5, ())
 
@@ -56,11 +69,13 @@ def test_what_the_user_says_is_not_chosen_for_them() -> None:
 def test_every_choice_says_why() -> None:
     plan = numbers_of(config(), {"forget": 200, "retain": 400}, 192)
     assert [choice.setting for choice in plan.choices] == [
+        "schedule.batch_size",
         "schedule.steps",
         "optimizer.lr",
         "schedule.micro_batch_size",
     ]
-    assert "200 rows" in str(plan.choices[0])
+    assert "200 to forget" in str(plan.choices[0])
+    assert "200 rows" in str(plan.choices[1])
 
 
 def test_no_micro_batch_is_larger_than_the_batch() -> None:

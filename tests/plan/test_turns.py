@@ -29,7 +29,7 @@ def test_an_objective_without_loss_takes_no_turn() -> None:
     turns = Brief.of(config).turns
     assert turns == {"forget": 1}
     examples: Any = {"forget": Rows(None), "retain": Rows(None)}
-    assert make_schedule(config.schedule, turns, examples, seed=0).cycle == ("forget",)
+    assert make_schedule(turns, examples, batch_size=16, mode="alternate", seed=0).cycle == ("forget",)
     assert numbers_of(config, {"forget": 20, "retain": 20}, 64).steps == 35  # seven passes in turns of 4
 
 
@@ -42,5 +42,6 @@ def test_nothing_but_none_is_refused() -> None:
 
 def test_rows_of_a_turn_come_longest_first_where_lengths_are_known() -> None:
     examples: Any = {"forget": Rows(np.arange(20)), "retain": Rows(None)}
-    rows = make_schedule(run_of().schedule, {"forget": 1, "retain": 5}, examples, seed=0).at(0).turns[0].rows
+    schedule = make_schedule({"forget": 1, "retain": 5}, examples, batch_size=16, mode="alternate", seed=0)
+    rows = schedule.at(0).turns[0].rows
     assert list(rows) == sorted(rows, reverse=True)
