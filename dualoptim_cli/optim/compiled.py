@@ -6,15 +6,12 @@ Nothing is looked up at a call but the kind of the arguments: their types, the c
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dualoptim_cli.optim import storage
-
-if TYPE_CHECKING:
-    from torch.fx import GraphModule
 
 ROWS = 12_288  # in the example that is compiled: enough for Inductor to share the work among threads
 UNCHECKED: dict[str, Any] = {"assert_indirect_indexing": False}  # a code is a byte, its table has 256 entries
@@ -57,8 +54,9 @@ def compile_for(function: Callable[..., Any], args: Any, constants: dict[str, An
     """Compile a function for arguments like these, with any number of rows."""
     from torch.fx.experimental.proxy_tensor import make_fx  # takes long to import, and only this needs it
 
-    # Traced with symbolic sizes from an example of many rows, no size is special: torch.compile by itself would compile
-    # once more for a single row, and would share the work among threads as suits the first tensor that comes.
+    # A graph of its own for each kind: torch.compile counts how often one function was compiled, and gives up after 8.
+    # Inductor's private standalone_compile would save torch.compile's checks at every call. That was 10 to 15 % of a
+    # step with the 272 tensors of SmolLM2-135M, and nothing (ratio 0.97) with the 146 of Llama-3.2-1B: not worth it.
 
     def flattened(*tensors: Tensor) -> tuple[Tensor, ...]:
         result = function(*replanted(args, iter(tensors)), **constants)
@@ -67,23 +65,9 @@ def compile_for(function: Callable[..., Any], args: Any, constants: dict[str, An
         return (result,)
 
     examples: list[Any] = list(gather(example(args), [], [])[0])
-    return compile_graph(make_fx(flattened, tracing_mode="symbolic")(*examples), examples)
-
-
-def compile_graph(graph: GraphModule, examples: list[Any]) -> Callable[..., Any]:
-    """Compile a traced graph for any number of rows.
-
-    Where a version of torch does not have the private function, `torch.compile` takes its place.
-    """
-    # Private, and used on purpose: torch.compile checks its guards and passes through several wrappers at every call,
-    # that is for each tensor. Measured (benchmarks/compile_ways.py, docs/optimizer.md), its step takes 10 to 15 % more
-    # with the 272 tensors of SmolLM2-135M, and no more with the 146 of Llama-3.2-1B, so large that a call is nothing.
-    standalone = getattr(torch._inductor, "standalone_compile", None)
-    if standalone is None:
-        return torch.compile(graph, dynamic=True, options=UNCHECKED)
-    compiled: Callable[..., Any] = standalone(
-        graph, examples, dynamic_shapes="from_graph", options={"config_patches": UNCHECKED}
-    )
+    graph = make_fx(flattened, tracing_mode="symbolic")(*examples)
+    compiled: Callable[..., Any] = torch.compile(graph, dynamic=True, options=UNCHECKED)
+    compiled(*examples)  # the first call decides how the work is shared among threads: it is one of many rows
     return compiled
 
 

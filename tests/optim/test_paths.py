@@ -126,27 +126,6 @@ def test_one_compilation_serves_every_shape_objective_and_step(bits, monkeypatch
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Inductor's own, from within torch
 @pytest.mark.parametrize("bits", [32, 8])
-def test_a_torch_without_the_private_compiler_steps_by_torch_compile(bits, monkeypatch):
-    if not dual.compiler_at_hand("cpu"):
-        pytest.skip("no C++ compiler")
-    options = {"state_bits": bits, "min_8bit_size": 0, "compile": True}
-    private, _ = trained(**options)
-    graphs = []
-
-    def compile_publicly(graph, compiler=torch.compile, **options):
-        graphs.append(graph)
-        return compiler(graph, **options)
-
-    monkeypatch.delattr(torch._inductor, "standalone_compile")
-    monkeypatch.setattr(torch, "compile", compile_publicly)
-    monkeypatch.setattr(dual, "advance_compiled", Compiled(dual.advance_packed))
-    public, _ = trained(**options)
-    assert len(graphs) == 1
-    assert_same(public, private)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Inductor's own, from within torch
-@pytest.mark.parametrize("bits", [32, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_compiled_restart_equals_an_uninterrupted_run_bit_for_bit(bits, dtype):
     if not dual.compiler_at_hand("cpu"):
