@@ -34,6 +34,14 @@ def _word_or_gates(value: Any) -> Any:
     return words[0] if isinstance(words, list) and words in [["gates"], ["off"]] else words
 
 
+def _no_gates(value: Any) -> Any:
+    """Read `none` as no gates, and one gate as a list of one; `default` is the word for the usual ones."""
+    words = [value] if isinstance(value, str) else value
+    if words == ["none"]:
+        return []
+    return "default" if words == ["default"] else words
+
+
 Until = Annotated[Literal["gates", "off"] | list[str], BeforeValidator(_word_or_gates)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 Positive = Annotated[Number, Field(gt=0)]
@@ -167,7 +175,7 @@ class EvalConfig(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0  # draws the rows to measure: runs of other seeds measure the same
     max_new_tokens: Count = 128
     batch_size: Count = 32
-    gates: Literal["default"] | list[str] = "default"
+    gates: Annotated[Literal["default"] | list[str], BeforeValidator(_no_gates)] = "default"  # none: the floor alone
     attacks: str | list[str] = "auto"  # auto, none, quick, all, or names
     every: Count | None = None  # steps from one probe to the next
     probe_rows: Auto | Count = "auto"  # of each set

@@ -232,7 +232,7 @@ def _faults(error: ValidationError, origins: Mapping[Path_, str]) -> list[UserEr
 
 def _keys(location: tuple[int | str, ...]) -> Path_:
     """The setting's own keys: pydantic adds the name of the union's member that it tried."""
-    member = ("constrained-", "function-", "literal[", "dict[")
+    member = ("constrained-", "function-", "literal[", "dict[", "list[")
     parts = (str(part) for part in location)
     return tuple(part for part in parts if part not in {"float", "int", "str"} and not part.startswith(member))
 
@@ -257,13 +257,16 @@ def _fault(keys: Path_, details: Sequence[Mapping[str, Any]], origins: Mapping[P
         return UserError(f"{where}{name} is missing.", _MISSING.get(name, ""))
     if kind == "value_error":
         return UserError(f"{where}{detail['ctx']['error']}")
+    if detail["input"] is None:
+        return UserError(f"{where}{name} has no value.", "Give it one, or leave the setting out.")
     words = [
         str(other["ctx"]["expected"]).replace("'", '"') for other in details[:-1] if other["type"] == "literal_error"
     ]
     wrong = _wrong(kind, detail)
     if words:
         wrong += f", nor {words[0]}"
-    return UserError(f'{where}{name}: "{_short(detail["input"])}" {wrong}.')
+    value = _short(detail["input"])
+    return UserError(f'{where}{name}: "{value}" {wrong}.', _word_for(name, value, detail))
 
 
 _MISSING = {
@@ -273,7 +276,41 @@ _MISSING = {
 }
 
 
+OTHER_WORDS = {
+    "fp16": "Weights train in bfloat16. Computing in float16 beside float32 weights: --set model.mixed_precision=fp16",
+    "fp32": 'Did you mean "float32"?',
+    "bf16": 'Did you mean "bfloat16"?',
+}
+OTHER_WORDS |= {"float16": OTHER_WORDS["fp16"], "half": OTHER_WORDS["fp16"]}
+BOUNDS = {
+    "greater_than_equal": ("is not at least", "ge"),
+    "greater_than": ("is not above", "gt"),
+    "less_than_equal": ("is not at most", "le"),
+    "less_than": ("is not below", "lt"),
+}
+PATTERNS = {"schedule.on_nonfinite": "stop, or skip 3", "checkpoint.every": "auto, 50, or 10m"}
+"""What a setting that follows a pattern looks like."""
+
+
+def _word_for(name: str, value: str, detail: Mapping[str, Any]) -> str:
+    """The word that a setting has for a value that other tools take."""
+    if name in PATTERNS:
+        return f"Write {PATTERNS[name]}."
+    if detail["type"] == "literal_error" and name.endswith("dtype"):
+        return OTHER_WORDS.get(value.lower(), "")
+    return ""
+
+
 def _wrong(kind: str, detail: Mapping[str, Any]) -> str:
+    if kind in BOUNDS:
+        words, bound = BOUNDS[kind]
+        return f"{words} {detail['ctx'][bound]:g}"
+    if kind == "list_type":
+        return "is not a list"
+    if kind == "tuple_type":
+        return "is not a pair of numbers"
+    if kind == "string_pattern_mismatch":
+        return "is not of that form"
     if kind in {"float_parsing", "float_type"}:
         return "is not a number"
     if kind.startswith(("int_", "int")):

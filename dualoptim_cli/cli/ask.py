@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dualoptim_cli.cli.console import emit, quiet_libraries, screen, show
-from dualoptim_cli.cli.options import Debug, Json
+from dualoptim_cli.cli.options import Debug, Json, Quiet
 
 if TYPE_CHECKING:
     from dualoptim_cli.job.ask import Answered
@@ -29,6 +30,7 @@ def ask(
     file: File = None,
     max_new_tokens: MaxNewTokens = 64,
     json: Json = False,
+    quiet: Quiet = False,
     debug: Debug = False,  # noqa: ARG001
 ) -> None:
     """Ask a run's model before and after, and show both answers. Nothing of it is written to any file."""
@@ -39,7 +41,8 @@ def ask(
     asked = [*(questions or []), *(load_questions(file) if file else [])]
     from dualoptim_cli.report.live.watch import watch
 
-    with watch(screen(), title="dualopt ask", subtitle=str(run)) as on_event:
+    progress = nullcontext(lambda _: None) if quiet else watch(screen(), title="dualopt ask", subtitle=str(run))
+    with progress as on_event:
         answers = run_ask(run, asked, max_new_tokens=max_new_tokens, on_event=on_event)
     if json:
         emit({"answers": [answered.to_json() for answered in answers]})

@@ -17,6 +17,14 @@ from dualoptim_cli.job.opening import Opened
 from dualoptim_cli.job.phases import collect, phase
 from dualoptim_cli.model.load import load_tokenizer
 from dualoptim_cli.plan import Plan, plan_run, with_needs
+from dualoptim_cli.plan.cautions import (
+    caution_about_guard,
+    caution_about_length,
+    caution_about_losses,
+    caution_about_rate,
+    caution_about_rows,
+)
+from dualoptim_cli.plan.choices import auto_lr
 from dualoptim_cli.plan.disk import checkpoints_at_once
 from dualoptim_cli.plan.needs import Needs, find_needs
 from dualoptim_cli.plan.turns import make_schedule
@@ -102,10 +110,33 @@ def plan(opened: Opened, *, out: Path | None, on_event: OnEvent) -> Planned:
             ),
             out=out,
         )
+    for text in _cautions(opened, numbers, sizes):
+        on_event(Note(text, "warning"))
     attacks, why_none = plan_attacks(brief, numbers, sum(len(opened.records[name]) for name in brief.forget))
     if why_none:
         on_event(Note(why_none))
     return Planned(opened, with_needs(numbers, needs), needs, tokenizer, examples, schedule, sizes, attacks)
+
+
+def _cautions(opened: Opened, numbers: Plan, sizes: Mapping[str, Sizes]) -> list[str]:
+    """What may well be a mistake in the settings, seen beside the model and the rows."""
+    brief = opened.brief
+    config = brief.config
+    answers = [0]
+    for name, of_objective in sizes.items():
+        objective = brief.sets[name].objective
+        assert objective is not None, "only what has an objective takes turns"
+        if opened.records[name].kind == "text" or objective.options["all_tokens"] or "answer" not in objective.kinds:
+            continue
+        place = objective.kinds.index("answer")
+        answers += [sizes[place][1] - 1 for sizes in of_objective.values()]  # one token ends the answer
+    return [
+        *caution_about_rate(numbers.lr, auto_lr(opened.model.width, adapter=config.lora is not None).value),
+        *caution_about_guard(config.optimizer),
+        *caution_about_rows({name: len(opened.records[name]) for name in brief.forget if name in opened.records}),
+        *caution_about_losses([part.loss for part in config.objectives.values()]),
+        *caution_about_length(max(answers), config.eval.max_new_tokens),
+    ]
 
 
 def plan_attacks(brief: Brief, plan: Plan, forget_rows: int) -> tuple[list[str], str]:

@@ -185,12 +185,12 @@ class Ruler:
         return tuple(judge(self.gates(before), results, before=before, reference=self.reference))
 
     def gates(self, before: Results | None) -> list[Gate]:
-        """The job's gates, or the usual ones where it has none of its own.
+        """The job's gates, or the usual ones where its settings leave them to us.
 
         Of a model that never knew the forget rows, the usual ones are only those that keep the rest.
         """
         gates = list(self.opened.brief.gates)
-        if not gates and before is not None:
+        if self.opened.brief.config.eval.gates == "default" and before is not None:
             forget, knew = self.opened.brief.forget, self.knew(before)
             for gate in default_gates(before, forget=forget):
                 if knew or gate.path.partition(".")[0] not in forget:

@@ -6,6 +6,7 @@ name is first made a local folder (only the files that are needed, never a pickl
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,6 +74,8 @@ def _locate(
     local = Path(name).is_dir()
     if local:
         folder = _left_by_run(Path(name))
+    elif name.endswith(".gguf"):
+        raise _is_gguf(name)
     elif _looks_like_path(name):
         raise UserError(f"There is no model folder {name}.", "Check the path, or give a hub name like org/model.")
     else:
@@ -176,10 +179,17 @@ def _faults_of_weights(folder: Path, name: str, settings: dict[str, Any]) -> lis
 
 
 def _no_config(folder: Path, name: str) -> UserError:
+    if any(folder.glob("*.gguf")):
+        return _is_gguf(name)
     if _is_original_format(folder):
         hint = "Take the repository converted for transformers, often the same name with -hf."
         return UserError(f"{name} holds weights in the original format, without config.json.", hint)
     return UserError(f"{name} is not a model folder: it has no config.json.", "Save one with save_pretrained.")
+
+
+def _is_gguf(name: str) -> UserError:
+    hint = "Take the model that it was converted from: its hub repository has config.json and *.safetensors."
+    return UserError(f"{name} is in GGUF, a format to run models in and not to train them.", hint)
 
 
 def no_weights(folder: Path, name: str) -> UserError:
@@ -193,6 +203,10 @@ def no_weights(folder: Path, name: str) -> UserError:
 def _is_original_format(folder: Path) -> bool:
     """Meta's own layout: params.json beside consolidated.*.pth, which transformers does not read."""
     return (folder / "params.json").is_file() and not (folder / "config.json").is_file()
+
+
+ORIGINAL = re.compile(r"meta-llama/Llama-2-\d+b(-chat)?$")
+"""The repositories that hold Meta's own format; each has one beside it, with -hf, that transformers reads."""
 
 
 def whole_model(trust_remote_code: bool) -> list[str]:
@@ -219,6 +233,11 @@ def _find_on_hub(name: str, revision: str | None, trust_remote_code: bool) -> tu
         try:
             folder = fetch(converted, revision, patterns, offline=True)
         except UserError:
+            if ORIGINAL.match(name):
+                hint = (
+                    f"{name} is in Meta's own format. Fetch its conversion once while online: hf download {converted}"
+                )
+                raise UserError(error.message, hint) from None
             raise error from None
         return converted, folder, f"{name} is not in the local cache; {converted} is, and is taken."
     if is_adapter(folder):

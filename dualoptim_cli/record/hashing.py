@@ -96,7 +96,7 @@ def read_key(path: Path) -> bytes:
         with path.open(encoding="ascii") as file:
             key = bytes.fromhex(file.read(LONGEST_KEY))
     except OSError as error:
-        hint = "It lies beside the run folder when the run is made; name it with --key if it was moved."
+        hint = "It lies beside the run folder when the run is made: put it back there."
         raise UserError(f"{path}: the key cannot be read ({error.strerror}).", hint, ExitCode.INTEGRITY) from None
     except ValueError:
         key = b""

@@ -7,6 +7,7 @@ import hmac
 import json
 import os
 import re
+import shlex
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -160,7 +161,11 @@ def own_key(run: Path) -> bytes | None:
     path = key_file(run)
     if not os.path.lexists(path):
         return None
-    hint = "Move it away, or choose another --out."
+    quoted = shlex.quote(str(path))
+    hint = (
+        f"Left over from a run that was removed, it is of no use: rm {quoted}. "
+        f"Move it away where that run is kept elsewhere: mv {quoted} {quoted}.old. Or choose another --out."
+    )
     try:
         key = read_key(path)
     except UserError as fault:

@@ -192,6 +192,18 @@ FAULTS: list[tuple[list[str], str, str]] = [
     (["--template", "nothing"], "template", ""),
     (["--recipe", "dmeo"], "dmeo", 'Did you mean "demo"?'),
     (["--moddel", "x"], "--moddel", "--model"),
+    (["--dtype", "fp16"], '"fp16" is not one of', "--set model.mixed_precision=fp16"),
+    (["--dtype", "fp32"], '"fp32" is not one of', 'Did you mean "float32"?'),
+    (["--recipe", "tofu"], 'no shipped recipe "tofu"', 'Did you mean "tofu-forget01"?'),
+    (["--steps", "0"], '--steps: schedule.steps: "0" is not at least 1, nor "auto".', ""),
+    (["--lr", "0"], '--lr: optimizer.lr: "0" is not above 0, nor "auto".', ""),
+    (["--set", "optimizer.betas=3"], 'optimizer.betas: "3" is not a pair of numbers.', ""),
+    (["--on-nonfinite", "5x"], 'schedule.on_nonfinite: "5x" is not of that form.', "Write stop, or skip 3."),
+    (["--set", "eval.gates="], "--set eval.gates has no value.", "leave the setting out"),
+    (["--set", "eval.gates=5"], '--set eval.gates: "5" is not a list, nor "default".', ""),
+    (["--model", "meta-llama/Llama-2-7b"], "the hub cannot be reached", "hf download meta-llama/Llama-2-7b-hf"),
+    (["--model", "gguf"], "gguf is in GGUF", "the model that it was converted from"),
+    (["--model", "gguf/small.gguf"], "gguf/small.gguf is in GGUF", "the model that it was converted from"),
 ]
 
 
@@ -221,6 +233,8 @@ def test_fault_is_told_with_a_way_out_and_exit_2(
     )
     Path("columns.jsonl").write_text('{"question": "a?", "anwser": "b"}\n')
     Path("both.jsonl").write_text((town / "retain.jsonl").read_text())
+    Path("gguf").mkdir()
+    Path("gguf/small.gguf").write_bytes(b"GGUF")
     right = arguments(town, "--out", "run")
     if "--forget" in wrong:  # a second one would be refused for being one
         place = right.index("--forget")
@@ -233,6 +247,31 @@ def test_fault_is_told_with_a_way_out_and_exit_2(
     assert done.out == ""
     assert not Path("run").exists()
     assert not [row for row in rows if json.loads(row)["answer"] in done.err]
+
+
+def test_what_may_be_a_mistake_is_said_by_a_dry_run_and_refuses_nothing(dualopt: Any, town: Path) -> None:
+    Path("one.jsonl").write_text((town / "forget.jsonl").read_text().splitlines()[0] + "\n")
+    odd = ["--lr", 3, "--set", "optimizer.guard=none", "--set", "eval.max_new_tokens=2", "--forget-loss", "rmu"]
+    line = arguments(town, "--out", "run", "--dry-run", *odd)
+    line[line.index(town / "forget.jsonl")] = "one.jsonl"
+    done = dualopt(*line)
+    assert done.code == 0, done.err
+    for words in (
+        "A learning rate of 3 is 8,571 times what auto would choose (0.00035)",
+        "--set optimizer.max_grad_norm=1",
+        "forget has one row",
+        "--retain-loss rmu-retain",
+        "of each 2 are written",
+    ):
+        assert words in done.out
+
+
+@pytest.mark.parametrize("none", ["none", "[]"])
+def test_without_gates_only_the_floor_is_judged(dualopt: Any, town: Path, none: str) -> None:
+    done = dualopt(*arguments(town, "--out", "run", "--attacks", "none", "--set", f"eval.gates={none}"))
+    assert done.code == 0, done.err
+    judged = json.loads(Path("run/record.json").read_text())["gates"]
+    assert [each["gate"] for each in judged] == ["utility >= 0.5*before"]
 
 
 def test_an_error_with_json_is_an_object_on_stdout(dualopt: Any, town: Path) -> None:

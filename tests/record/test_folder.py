@@ -337,6 +337,7 @@ def test_a_key_that_this_run_did_not_make_is_refused_and_left_as_it_is(lay: Any,
         RunFolder(run).check(force=True, resume=False)
     assert caught.value.code == ExitCode.USAGE
     assert "Move it away" in caught.value.hint
+    assert f"rm {hashing.key_file(run)}" in caught.value.hint, "the way out can be pasted into a shell"
     assert hashing.key_file(run).lstat() == before
 
 
