@@ -40,6 +40,7 @@ from dualoptim_cli.cli.options import (
     overrides,
 )
 from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.files import discard
 
 if TYPE_CHECKING:
     from dualoptim_cli.report.figures.plot import Look
@@ -117,6 +118,7 @@ def sweep(
     from dualoptim_cli.report.figures import plot
     from dualoptim_cli.report.tables import formats
     from dualoptim_cli.sweep.choose import choose
+    from dualoptim_cli.sweep.state import SHARED
 
     notes: list[str] = []
     formats.check(form)
@@ -161,6 +163,8 @@ def sweep(
                     tell(note)
             runs = expand(description, chosen)
         result = work(runs)
+        if not result.stopped:
+            discard(out / SHARED)  # it holds numbers of the rows, and no run is left to take them
     _list_failures(result)
     if result.finished:
         from dualoptim_cli.report.reading import read

@@ -164,6 +164,10 @@ def unlearn(
     out: Annotated[Path | None, option("--out", RESULT, "Folder of the result; runs/… by default.")] = None,
     force: Annotated[bool, option("--force", RESULT, "Replace the run that is in --out.")] = False,
     resume: Annotated[bool, option("--resume", RESULT, "Go on with the run in --out.")] = False,
+    shared: Annotated[
+        Path | None,
+        option("--shared", RESULT, "Take from this folder what other runs of the same model and rows computed alike."),
+    ] = None,
     keep_checkpoints: Annotated[
         bool, option("--keep-checkpoints", RESULT, "Keep them at the end; they derive from the deleted rows.")
     ] = False,
@@ -214,6 +218,7 @@ def unlearn(
             should_stop=lambda: interrupts.asked,
             origins=resolved.origins,
             samples=show_samples or 0,
+            shared=shared,
         )
     if json:
         emit(outcome.to_json())

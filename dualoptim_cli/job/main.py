@@ -23,6 +23,7 @@ from dualoptim_cli.job.planning import Planned, plan
 from dualoptim_cli.job.recording import Recording, record_run
 from dualoptim_cli.job.ruler import Ruler
 from dualoptim_cli.job.samples import draw_samples
+from dualoptim_cli.job.shared import Shared
 from dualoptim_cli.job.training import Training
 from dualoptim_cli.job.until import build_rule
 from dualoptim_cli.model.load import Loaded, load
@@ -45,13 +46,15 @@ def unlearn(
     should_stop: Callable[[], bool] = lambda: False,
     origins: Mapping[str, str] | None = None,
     samples: int = 0,
+    shared: Path | None = None,
 ) -> Outcome:
     """Do the whole job and leave its result in `out`.
 
     `should_stop` is asked after every step; True saves a checkpoint and raises UserError with exit code 130.
     Raises UserError for every fault of settings, data, model or folder before the model is loaded where that is
     possible, and for training that stopped itself. `origins` says where each setting came from, for the record. The
-    outcome has as many `samples` of questions with both answers.
+    outcome has as many `samples` of questions with both answers. What other runs of the same model and rows have
+    computed is taken from the folder `shared`, and kept there for them.
     """
     begun = time.perf_counter()
     brief = Brief.of(config)
@@ -77,12 +80,15 @@ def unlearn(
             on_event(Note(str(choice)))
         for text in warnings(planned.needs):
             on_event(Note(text, "warning"))
-        ruler = Ruler.of(opened, on_event)
+        share = Shared(shared, on_event)
+        ruler = Ruler.of(opened, on_event, share)
         loaded = _load(planned, on_event)
 
         if not resume:  # only now is anything of an earlier run replaced: all that can be wrong with the input is past
             folder.begin(to_yaml(config))
         with record_run(folder, planned, loaded, origins or {}, resume=resume) as recording:
+            share.bind(recording.record.run)
+            recording.origins = share.origins
             if earlier:  # the record has found it to be the same run: what is refused has changed nothing
                 go_on(folder, earlier, config)
 
@@ -95,7 +101,7 @@ def unlearn(
                     unchecked = "" if each.checked else ", as it says itself"
                     text = f"The model comes from run {each.run[:8]}, whose gates failed{unchecked}."
                     on_event(Note(text, "warning"))
-            before = _measure_before(ruler, folder, recording, loaded, planned.examples)
+            before = _measure_before(ruler, folder, recording, loaded, planned.examples, share)
             knew = ruler.knew(before)
             if knew is False:
                 text = "The model does not know the forget rows: there is nothing for it to forget."
@@ -105,6 +111,7 @@ def unlearn(
                 loaded,
                 folder,
                 rule=build_rule(planned, ruler, loaded.model, before),
+                shared=share,
                 origin=recording.record.model.before.digest,
                 key=recording.key,
                 resume=resume,
@@ -160,9 +167,14 @@ def _load(planned: Planned, on_event: OnEvent) -> Loaded:
 
 
 def _measure_before(
-    ruler: Ruler, folder: RunFolder, recording: Recording, loaded: Loaded, examples: Mapping[str, Examples]
+    ruler: Ruler,
+    folder: RunFolder,
+    recording: Recording,
+    loaded: Loaded,
+    examples: Mapping[str, Examples],
+    shared: Shared,
 ) -> Results:
-    """The measurement of the model as it was; a run that goes on has it on disk.
+    """The measurement of the model as it was; a run that goes on has it on disk, another one of a sweep in `shared`.
 
     Raises UserError for gates that cannot hold, whatever training does, and (exit 5) for a measurement on disk that is
     not the one in the sealed record.
@@ -173,9 +185,13 @@ def _measure_before(
             fact = f"{folder.metrics} is not what the run measured before it trained."
             raise UserError(fact, "Put the file back as it was, or start anew with --force.", ExitCode.INTEGRITY)
         return Results.from_json(measured["before"])
-    before = ruler.measure(loaded, examples, "Measuring before", is_before=True)
-    if ruler.opened.brief.config.eval.answer_ppl:
-        before = ruler.rate_answers(before, loaded)
+
+    def compute() -> Results:
+        results = ruler.measure(loaded, examples, "Measuring before", is_before=True)
+        return ruler.rate_answers(results, loaded) if ruler.opened.brief.config.eval.answer_ppl else results
+
+    digest = recording.record.model.before.digest
+    before = shared.results("before", lambda: shared.measurement(ruler.opened, digest, ruler.reference), compute)
     check_measurable(ruler.opened.brief.gates, before)
     if before.score("utility").value is None:
         no_yardstick = "No set to keep is measured, so the gate on utility will fail. Pass --retain or --holdout."

@@ -68,7 +68,10 @@ def record_run(
 
 
 class Recording:
-    """The record of a run while it runs; a new session of it is written down at once."""
+    """The record of a run while it runs; a new session of it is written down at once.
+
+    `origins` says of what another run of the same sweep computed which run that was.
+    """
 
     def __init__(
         self, run: Path, opened: Opened, record: RunRecord, key: bytes, changed: dict[str, tuple[Any, Any]]
@@ -78,6 +81,7 @@ class Recording:
         self.record = record.with_(status="running", sessions=(*record.sessions, session))
         self._opened = opened
         self.key = key
+        self.origins: Mapping[str, str] = {}
         self._begun = time.perf_counter()
         ledger.begin(run, self.record, key)
 
@@ -85,13 +89,14 @@ class Recording:
         """Note how far the run has come."""
         if isinstance(event, TrainingStarted):
             self._update_session(after_step=event.first_step, last_step=event.first_step)
+            self.record = self.record.with_(computed_by={**self.record.computed_by, **self.origins})
             ledger.begin(self.run, self.record, self.key)
         elif isinstance(event, StepDone):
             self._update_session(last_step=event.step)
 
     def measured(self, before: Results) -> None:
         """Note the scores of the model as it was, under the seal of the record."""
-        self.record = self.record.with_(metrics={"before": before.to_json()})
+        self.record = self.record.with_(metrics={"before": before.to_json()}, computed_by=dict(self.origins))
         ledger.begin(self.run, self.record, self.key)
 
     def leave(self, code: ExitCode) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +33,13 @@ def prepare(
     folder: Path,
     identity: Mapping[str, Any],
     on_event: OnEvent,
+    share: Callable[[str, Task], Callable[[], None]],
 ) -> None:
     """Let every task find out what it needs of the model as it is now, or read what an earlier part of the run wrote.
 
     `identity` is what the values depend on: they are taken only where it is the same. `folder` is that of the
-    checkpoints. Copies of the whole model, which some objectives keep, are made anew each time.
+    checkpoints. `share` gives a task what other runs have computed, and returns what keeps its own for them. Copies of
+    the whole model, which some objectives keep, are made anew each time.
     """
     asking = {name: task for name, task in tasks.items() if task.dump()}
     if not asking:
@@ -46,8 +48,10 @@ def prepare(
     saved = read(folder / NAME, key)
     for name, task in asking.items():
         task.load(saved.get(name, {}))
+        keep = share(name, task)
         with phase(f"Reference of {name}", on_event, len(rows[name])) as advance:
             _prepare(task, model, rows[name], lambda done, _: advance(done), on_event)
+        keep()
     if saved.keys() != asking.keys():
         write(folder / NAME, key, {name: task.dump() for name, task in asking.items()})
 

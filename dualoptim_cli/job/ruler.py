@@ -20,10 +20,12 @@ from dualoptim_cli.evaluate.scores import set_seed
 from dualoptim_cli.events import Note, OnEvent
 from dualoptim_cli.job.opening import Opened
 from dualoptim_cli.job.phases import phase
+from dualoptim_cli.job.shared import Shared
 from dualoptim_cli.model.load import Loaded, Located, load
 from dualoptim_cli.model.locate import locate
 from dualoptim_cli.objectives.reference import at_rest
 from dualoptim_cli.plan import auto_lr
+from dualoptim_cli.record.lineage import model_state
 
 KNOWN_PROBABILITY, KNOWN_RECALL = 0.1, 0.3
 """A model below both on the forget rows has nothing to forget. On the scale of the lab models: one that never saw
@@ -43,8 +45,11 @@ class Ruler:
     reference: Results | None = None
 
     @classmethod
-    def of(cls, opened: Opened, on_event: OnEvent) -> Ruler:
-        """Load the judging models and measure the reference, which must be gone before the model is loaded."""
+    def of(cls, opened: Opened, on_event: OnEvent, shared: Shared | None = None) -> Ruler:
+        """Load the judging models and measure the reference, which must be gone before the model is loaded.
+
+        Where a run of the same sweep has measured it, its scores are in `shared`.
+        """
         judges: list[Judge] = []
         for kind, name in opened.brief.judges.items():
             with phase(f"Loading the {kind} model", on_event):
@@ -52,7 +57,13 @@ class Ruler:
         ruler = cls(opened, on_event, judges)
         if opened.reference is None:
             return ruler
-        return replace(ruler, reference=ruler.measure_other(opened.reference, "the reference"))
+        shared, located = shared or Shared(None, on_event), opened.reference
+        results = shared.results(
+            "reference",
+            lambda: shared.measurement(opened, model_state(*located.parts).digest, None),
+            lambda: ruler.measure_other(located, "the reference"),
+        )
+        return replace(ruler, reference=results)
 
     def measure(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from dualoptim_cli.config import ModelConfig
 from dualoptim_cli.events import Note, OnEvent
 from dualoptim_cli.job import references
 from dualoptim_cli.job.planning import Planned
+from dualoptim_cli.job.shared import Shared
 from dualoptim_cli.objectives import RETAIN
 from dualoptim_cli.objectives.forward import Task, train_only_asked
 from dualoptim_cli.objectives.reference import Frozen
@@ -22,11 +23,11 @@ DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def build_tasks(
-    planned: Planned, model: nn.Module, folder: Path, identity: Mapping[str, Any], on_event: OnEvent
+    planned: Planned, model: nn.Module, folder: Path, identity: Mapping[str, Any], shared: Shared, on_event: OnEvent
 ) -> dict[str, Task]:
     """The objectives that train something, each with what it needs of the model before its first step.
 
-    What they need is kept in `folder`, and read from there where `identity` is the same.
+    What they need is kept in `folder`, and read from there where `identity` is the same, or taken from `shared`.
     """
     config, sets = planned.brief.config, planned.brief.sets
     frozen = _frozen(config.model)
@@ -43,7 +44,13 @@ def build_tasks(
             seed=config.seed,
         )
     train_only_asked(model, tasks.values())
-    references.prepare(tasks, planned.sizes, model, folder, identity, on_event)
+
+    def share(name: str, task: Task) -> Callable[[], None]:
+        return shared.load(
+            name, task, lambda: shared.objective(planned.opened, identity["model"], name, task, planned.sizes[name])
+        )
+
+    references.prepare(tasks, planned.sizes, model, folder, identity, on_event, share)
     return tasks
 
 

@@ -16,6 +16,7 @@ from dualoptim_cli.job.identity import identity_of, name_rows
 from dualoptim_cli.job.planning import Planned
 from dualoptim_cli.job.probing import build_probe
 from dualoptim_cli.job.saving import Checkpoints
+from dualoptim_cli.job.shared import Shared
 from dualoptim_cli.job.tasks import build_tasks, build_watches
 from dualoptim_cli.model.load import Loaded
 from dualoptim_cli.objectives.forward import Task
@@ -63,6 +64,7 @@ class Training:
         folder: RunFolder,
         *,
         rule: Rule | None = None,
+        shared: Shared,
         origin: str,
         key: bytes,
         resume: bool,
@@ -71,7 +73,8 @@ class Training:
     ) -> Training:
         """Bind the objectives, build the optimizer, and restore the newest checkpoint where the run resumes.
 
-        `origin` is the digest of the model that the run began with: references computed for it are of no other.
+        `origin` is the digest of the model that the run began with: references computed for it are of no other. Those
+        that another run has computed are in `shared`.
         With `key`, that of the run, checkpoints and log are held together.
         Raises UserError (exit 5) where what was saved is damaged or of another run.
         """
@@ -82,7 +85,7 @@ class Training:
         if saved:
             checkpoint.check_identity(saved.identity, identity)
         # References are computed before a checkpoint is restored: they are of the model as the run began with it.
-        tasks = build_tasks(planned, loaded.model, folder.checkpoints, {**identity, "model": origin}, on_event)
+        tasks = build_tasks(planned, loaded.model, folder.checkpoints, {**identity, "model": origin}, shared, on_event)
         optimizer = _build_optimizer(planned, loaded.model)
         if saved:
             checkpoint.restore(saved, loaded.model, optimizer)

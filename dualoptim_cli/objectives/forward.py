@@ -182,6 +182,11 @@ class Task:
                 done += len(part)
                 on_progress(done, total)
 
+    @property
+    def draws_answers(self) -> bool:
+        """Whether what `prepare` computes is of answers that the seed draws: refusals, or texts of the model."""
+        return bool(self._alternatives) or self._kinds_with_reference() not in ([], ["answer"])
+
     def dump(self) -> dict[str, Any]:
         """What `prepare` computed, as JSON can hold it; empty for objectives that need no preparation.
 

@@ -186,6 +186,7 @@ class RunRecord(RecordPart):
     model: Model
     data: dict[str, Data]
     metrics: dict[Literal["before", "after", "reference"], dict[str, Any] | None] = {}
+    computed_by: dict[str, str] = {}
     gates: tuple[Judgment, ...] = ()
     config: dict[str, Any]
     origins: dict[str, str] = {}

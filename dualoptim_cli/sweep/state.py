@@ -3,6 +3,7 @@
 DIR/runs/NAME/       the run, as `dualopt unlearn` leaves it; NAME.key beside it
 DIR/recipes/NAME.yaml    its settings
 DIR/logs/NAME.txt    what it said
+DIR/shared/          what runs compute alike, while runs are left to do
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dualoptim_cli.sweep.grid import Run
 
 FREE = ("threads", "obtain")
 """Settings that a finished run may have otherwise: threads are divided among the runs of the moment."""
+SHARED = "shared"
 
 
 @dataclass(frozen=True)
@@ -31,11 +33,13 @@ class Place:
     run: Path
     recipe: Path
     log: Path
+    shared: Path
 
     @classmethod
     def of(cls, folder: Path, name: str) -> Place:
         """The place of the run called `name`."""
-        return cls(folder / "runs" / name, folder / "recipes" / f"{name}.yaml", folder / "logs" / f"{name}.txt")
+        recipe, log = folder / "recipes" / f"{name}.yaml", folder / "logs" / f"{name}.txt"
+        return cls(folder / "runs" / name, recipe, log, folder / SHARED)
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ def prepare(run: Run, place: Place) -> list[str]:
         key.unlink()  # of a run that was killed after it had made its key, and before anything else
     write_atomic(place.recipe, to_yaml(run.config))
     arguments = ["unlearn", "--recipe", str(place.recipe), "--out", str(place.run), "--quiet"]
+    arguments += ["--shared", str(place.shared)]
     return [*arguments, "--resume"] if (place.run / "config.yaml").is_file() else arguments
 
 

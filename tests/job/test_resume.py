@@ -17,6 +17,7 @@ from dualoptim_cli.job.brief import Brief
 from dualoptim_cli.job.identity import identity_of
 from dualoptim_cli.job.opening import open_inputs
 from dualoptim_cli.job.planning import plan
+from dualoptim_cli.job.shared import Shared
 from dualoptim_cli.job.training import Training
 from dualoptim_cli.model.load import load
 from dualoptim_cli.model.lora import attach
@@ -123,6 +124,7 @@ def prepared(
         planned,
         loaded,
         folder,
+        shared=Shared(None, on_event),
         origin="",
         key=b"k" * 32,
         resume=resume,

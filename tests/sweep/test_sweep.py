@@ -48,6 +48,10 @@ def test_a_sweep_keeps_what_is_finished_and_goes_on_with_the_rest(town: Path, tm
     assert len(list(out.rglob("metrics.json"))) == 2
     assert first.stdout.splitlines()[0].startswith("run,seeds,")
     assert "One seed says nothing about noise" in sweep(town, out, *grid[:2], "--seeds", "0").stdout
+    records = [json.loads(path.read_text(encoding="utf-8")) for path in out.glob("runs/*/record.json")]
+    assert {record["computed_by"].get("before") for record in records} - {None} <= {each["run"] for each in records}
+    assert sum("before" in record["computed_by"] for record in records) == 1, "the model before is measured once"
+    assert not (out / "shared").exists(), "no run is left to take it"
     before = stamps(out)
     both = sweep(town, out, *grid, "--jobs", "2", "--format", "json")
     assert both.returncode == 0, both.stderr
