@@ -35,8 +35,8 @@ def merge_lora(
         float | None,
         _option(
             "--tolerance",
-            "How far a logit may be off, as a share of the largest; by default 1e-4 in float32, "
-            "0.01 in float16, 0.05 in bfloat16.",
+            "How far a logit may be off, as a share of the largest; by default 1.2e-5 in float32, "
+            "0.0059 in float16, 0.047 in bfloat16.",
         ),
     ] = None,
     device: Device = None,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from dualoptim_cli.errors import ExitCode, UserError, raise_all
 from dualoptim_cli.files import atomic_folder, check_apart, check_free
 from dualoptim_cli.model.adapter import Changes, check_adapter, contained_in, digest, read_adapter
-from dualoptim_cli.model.agreement import TOLERANCE, Difference, compare
+from dualoptim_cli.model.agreement import Difference, compare, tolerance_of
 from dualoptim_cli.model.locate import CODE, DESCRIPTION, Located, fetch, locate, locate_adapter, whole_model
 from dualoptim_cli.model.shards import Shards, shard_size
 from dualoptim_cli.model.weights import check_weights, has_weights, weight_files
@@ -71,7 +71,7 @@ def merge(
         shards = _write(located, aside, dtype, size, trust_remote_code)
         precision = _precision(aside)
         if tolerance is None:
-            tolerance = TOLERANCE[precision]
+            tolerance = tolerance_of(_precision(located.folder), precision)
         difference = compare(located, aside, tolerance, device, trust_remote_code)
         if not difference.passed:
             hint = "Nothing was kept. --dtype float32 rounds least; --tolerance sets what is allowed."

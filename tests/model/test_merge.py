@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from dualoptim_cli.errors import UserError
 from dualoptim_cli.model import agreement
+from dualoptim_cli.model.agreement import EPS, Difference, tolerance_of
 from dualoptim_cli.model.load import load, locate
 from dualoptim_cli.model.lora import attach
 from dualoptim_cli.model.merge import locate_chain, merge
@@ -131,6 +133,38 @@ def test_the_base_can_be_named_and_another_than_the_adapters_own_is_told(
     with pytest.raises(UserError, match="/gone/away, which is not there") as caught:
         locate(str(adapter))
     assert "--base MODEL" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("base", "merged", "share"),
+    [
+        ("float32", "float32", 100 * 2**-23),  # 1.2e-5
+        ("float32", "bfloat16", 6 / 128),  # 1.0078125 is the next number above 1: of a logit of 40, 1.875
+        ("float32", "float16", 6 / 1024),
+        ("bfloat16", "float32", 6 / 128),  # the base's own arithmetic is as coarse, whatever is written
+        ("bfloat16", "float16", 6 / 128),
+    ],
+)
+def test_what_is_tolerated_are_a_few_spacings_of_the_coarser_precision(base: str, merged: str, share: float) -> None:
+    assert tolerance_of(base, merged) == pytest.approx(share)
+    at_the_edge = Difference(largest=40 * share, logit=40.0, moved=6.8, tolerance=tolerance_of(base, merged))
+    assert at_the_edge.passed
+    assert at_the_edge.tells  # 6.8 is more than twice the 1.875 that may be off in bfloat16
+    assert not replace(at_the_edge, largest=41 * share).passed
+    assert not replace(at_the_edge, largest=6.8).passed  # an adapter that was left out
+
+
+def test_spacings_are_those_of_torch() -> None:
+    assert {name: torch.finfo(getattr(torch, name)).eps for name in EPS} == EPS
+
+
+def test_a_coarse_base_may_be_written_in_more_bits(town: Path, adapter: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(town / "model", tmp_path / "coarse-base"))
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
+    merged = merge([str(adapter)], tmp_path / "out", base=str(base), dtype="float32")
+    assert merged.dtype == "float32"
+    assert merged.difference.largest > tolerance_of("float32", "float32") * merged.difference.logit
+    assert merged.difference.tells
 
 
 def test_a_merge_that_went_wrong_leaves_nothing(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
