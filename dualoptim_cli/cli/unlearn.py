@@ -314,6 +314,7 @@ def _panel(subtitle: str, *, quiet: bool) -> Iterator[OnEvent]:
 def _show_outcome(outcome: Outcome) -> None:
     from dualoptim_cli.report.plain_words import plain_words
     from dualoptim_cli.report.tables.scores import attacks, before_after, gates, summary
+    from dualoptim_cli.report.ways_on import ways_on
 
     width = result_screen().width
     show(summary(plain_words(outcome.before, outcome.after, outcome.judgments, knew=outcome.knew)))
@@ -322,6 +323,8 @@ def _show_outcome(outcome: Outcome) -> None:
         show(attacks(outcome.before, outcome.after, width=width))
     show(gates(outcome.judgments, width=width))
     show(outcome.verdict)
+    for way in ways_on(outcome.judgments, forget=outcome.forget):
+        show(way)
     if outcome.weights.name == "adapter":
         merge = f"dualopt merge-lora --adapter {outcome.out} --out MODEL"
         show(f"The adapter is in {outcome.weights}; `{merge}` makes it a model.")

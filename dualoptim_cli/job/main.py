@@ -141,6 +141,7 @@ def unlearn(
                 knew=knew,
                 steps=trained.steps,
                 seconds=time.perf_counter() - begun,
+                forget=brief.forget,
                 samples=draw_samples(before, after, samples, forget=brief.forget, seed=config.seed),
             )
             folder.write_metrics(outcome.metrics())

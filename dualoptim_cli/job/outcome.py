@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 class Outcome:
     """A finished run: scores before and after, gates, one line of verdict, and where everything lies.
 
-    `knew` tells whether the model knew the forget rows before; None where no objective takes rows away. `samples` are
-    questions with both answers, for the screen alone: they are in no file and no JSON.
+    `forget` names the sets to forget. `knew` tells whether the model knew the forget rows before; None where no
+    objective takes rows away. `samples` are questions with both answers, for the screen alone: they are in no file and
+    no JSON.
     """
 
     out: Path
@@ -31,6 +32,7 @@ class Outcome:
     seconds: float
     reference: Results | None = None
     samples: Sequence[Answered] = ()
+    forget: Sequence[str] = ()
 
     @property
     def passed(self) -> bool:

@@ -131,7 +131,7 @@ def _cautions(opened: Opened, numbers: Plan, sizes: Mapping[str, Sizes]) -> list
         place = objective.kinds.index("answer")
         answers += [sizes[place][1] - 1 for sizes in of_objective.values()]  # one token ends the answer
     return [
-        *caution_about_rate(numbers.lr, auto_lr(opened.model.width, adapter=config.lora is not None).value),
+        *caution_about_rate(numbers.lr, float(auto_lr(opened.model.width, adapter=config.lora is not None).value)),
         *caution_about_guard(config.optimizer),
         *caution_about_rows({name: len(opened.records[name]) for name in brief.forget if name in opened.records}),
         *caution_about_losses([part.loss for part in config.objectives.values()]),

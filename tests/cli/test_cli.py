@@ -104,6 +104,7 @@ def test_failed_gate_exits_3_and_keeps_the_model_marked(dualopt: Any, town: Path
     assert "FAIL" in done.out
     assert "run/record.html" in done.out
     assert "gates failed: retain.rougeL <= 0.01" in done.out
+    assert "Too much was lost: fewer steps" in done.out
     assert Path("run/model/model.safetensors").is_file()
     assert json.loads(Path("run/model/dualopt.json").read_text())["passed"] is False
 
@@ -236,7 +237,7 @@ def test_fault_is_told_with_a_way_out_and_exit_2(
     Path("gguf").mkdir()
     Path("gguf/small.gguf").write_bytes(b"GGUF")
     right = arguments(town, "--out", "run")
-    if "--forget" in wrong:  # a second one would be refused for being one
+    if "--forget" in wrong:  # in the place of the sound one: several make one set
         place = right.index("--forget")
         del right[place : place + 2]
     done = dualopt(*right, *wrong)

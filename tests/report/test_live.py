@@ -235,7 +235,8 @@ def test_plain_lines_come_at_intervals_and_say_the_last_step() -> None:
     assert "  1/600   0%" in steps[0]
     assert "600/600 100%" in steps[-1]
     assert re.search(
-        r"forget +\d+\.\d{3}  retain +\d+\.\d{3}  conflict [+-]\d\.\d\d  lr \S+  \S+ \d+ tokens/s  612 MB", steps[-1]
+        r"  loss:  forget +\d+\.\d{3}  retain +\d+\.\d{3}  conflict [+-]\d\.\d\d  lr \S+  \S+ \d+ tokens/s  612 MB",
+        steps[-1],
     )
 
 

@@ -198,9 +198,11 @@ class PlainLines:
     def _step(self, event: StepDone, now: float) -> str:
         progress = self._progress
         losses, rates = "", dict[str, None]()
+        word = "  loss:"  # once: what stands behind the names is read as anything otherwise
         for name, objective in progress.objectives.items():
             if objective.seen:
-                losses += f"  {name} {text.loss(objective.shown):>7}"
+                losses += f"{word}  {name} {text.loss(objective.shown):>7}"
+                word = ""
                 rates[text.rate(objective.rate)] = None
         conflict = text.shown(progress.conflict, lambda cosine: f"  conflict {text.signed(cosine)}")
         speed = text.thousands(progress.tokens_per_second or 0)
