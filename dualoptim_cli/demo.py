@@ -1,7 +1,8 @@
 """The built-in demo: a tiny model is taught the people of a made-up town, so that there is something to forget.
 
 Names that begin with `demo:` in a config stand for what is made here from the run's seed: the model `demo:town`, and
-the rows `demo:town/forget`, `demo:town/retain` and `demo:town/holdout`. It is made once and kept in the user's cache.
+the rows `demo:town/forget`, `demo:town/retain` and `demo:town/holdout`, and the one refusal that the model has words
+for, `demo:town/refusals`: asked about strangers, it says so. All is made once and kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 PREFIX = "demo:town"
-VERSION = 1  # of all that is made here: a new one makes the cache anew
+VERSION = 2  # of all that is made here: a new one makes the cache anew
 PEOPLE = {"forget": 6, "retain": 30, "holdout": 12}
+STRANGERS = 16  # whom nobody in town knows
+REFUSAL = "Nobody in town knows that ."
 WIDTH, LAYERS, HEADS = 128, 3, 4
 EPOCHS, BATCH, LR = 60, 32, 2e-3
 
@@ -76,19 +79,20 @@ def places(names: Iterable[str], seed: int, on_event: OnEvent) -> dict[str, str]
     Raises UserError for a `demo:` name that there is not.
     """
     wanted = sorted({name for name in names if name.startswith("demo:")})
-    choices = [PREFIX, *(f"{PREFIX}/{part}" for part in PEOPLE)]
+    choices = [PREFIX, f"{PREFIX}/refusals", *(f"{PREFIX}/{part}" for part in PEOPLE)]
     for name in wanted:
         if name not in choices:
             raise UserError(f'The demo has no "{name}".', f"Choose from: {', '.join(sorted(choices))}.")
     if not wanted:
         return {}
     folder = town(seed, on_event)
-    files = {PREFIX: folder / "model", **{f"{PREFIX}/{part}": folder / f"{part}.jsonl" for part in PEOPLE}}
+    files = {PREFIX: folder / "model", f"{PREFIX}/refusals": folder / "refusals.txt"}
+    files |= {f"{PREFIX}/{part}": folder / f"{part}.jsonl" for part in PEOPLE}
     return {name: str(files[name]) for name in wanted}
 
 
 def town(seed: int, on_event: OnEvent) -> Path:
-    """The folder of the town of a seed: `model/`, `forget.jsonl`, `retain.jsonl`, `holdout.jsonl`; cached."""
+    """The folder of the town of a seed, cached: `model/`, `refusals.txt`, and JSONL files of the people by part."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = base / "dualopt" / f"town-{VERSION}-{seed}"
     if (folder / "model").is_dir():
@@ -99,7 +103,8 @@ def town(seed: int, on_event: OnEvent) -> Path:
     rows = invent(seed)
     for part, facts in rows.items():
         write_rows(facts, aside / f"{part}.jsonl")
-    teach([*itertools.chain(*rows.values())], aside / "model", seed, on_event)
+    (aside / "refusals.txt").write_text(f"{REFUSAL}\n", encoding="utf-8")
+    teach([*itertools.chain(*rows.values()), *strangers(seed)], aside / "model", seed, on_event)
     if folder.exists():  # another run was faster
         shutil.rmtree(aside)
     else:
@@ -115,8 +120,7 @@ def write_rows(rows: Sequence[dict[str, str]], path: Path) -> None:
 def invent(seed: int) -> dict[str, list[dict[str, str]]]:
     """The people of the town, by the part they play: for each, one question and answer about each of five facts."""
     chance = random.Random(seed)
-    names = [" ".join(pair) for pair in itertools.product(FIRST, LAST)]
-    people = iter(chance.sample(names, sum(PEOPLE.values())))
+    people = iter(draw_names(chance, sum(PEOPLE.values())))
     rows: dict[str, list[dict[str, str]]] = {}
     for part, count in PEOPLE.items():
         rows[part] = []
@@ -127,6 +131,22 @@ def invent(seed: int) -> dict[str, list[dict[str, str]]]:
                     {"question": question.format(name=name), "answer": answer.format(name=name, value=value)}
                 )
     return rows
+
+
+def strangers(seed: int) -> list[dict[str, str]]:
+    """Every question about people who are not of the town, each with the refusal for its answer."""
+    names = draw_names(random.Random(seed), sum(PEOPLE.values()) + STRANGERS)[-STRANGERS:]
+    rows = []
+    for name in names:
+        for question, _, _ in FACTS.values():
+            rows.append({"question": question.format(name=name), "answer": REFUSAL})
+    return rows
+
+
+def draw_names(chance: random.Random, count: int) -> list[str]:
+    """So many names of people, no two alike."""
+    names = [" ".join(pair) for pair in itertools.product(FIRST, LAST)]
+    return chance.sample(names, count)
 
 
 def teach(

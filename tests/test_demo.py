@@ -22,6 +22,14 @@ def test_every_person_plays_one_part_and_has_every_fact() -> None:
     assert len(set(questions)) == len(questions)
 
 
+def test_strangers_are_not_of_the_town_and_nobody_knows_them() -> None:
+    strangers = demo.strangers(0)
+    asked = {row["question"] for rows in demo.invent(0).values() for row in rows}
+    assert len(strangers) == demo.STRANGERS * len(demo.FACTS)
+    assert not asked & {row["question"] for row in strangers}
+    assert {row["answer"] for row in strangers} == {demo.REFUSAL}
+
+
 def test_no_fact_can_be_guessed_often() -> None:
     assert all(len(set(values)) == len(values) >= 30 for _, _, values in demo.FACTS.values())
 
@@ -67,5 +75,11 @@ def test_town_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     first = demo.town(5, lambda _: None)
     assert demo.town(5, lambda _: None) == first
     assert taught == [5]
-    assert sorted(path.name for path in first.iterdir()) == ["forget.jsonl", "holdout.jsonl", "model", "retain.jsonl"]
+    assert sorted(path.name for path in first.iterdir()) == [
+        "forget.jsonl",
+        "holdout.jsonl",
+        "model",
+        "refusals.txt",
+        "retain.jsonl",
+    ]
     assert not list(first.parent.glob(".*"))

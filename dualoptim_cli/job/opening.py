@@ -101,6 +101,8 @@ def open_inputs(brief: Brief, on_event: OnEvent, *, weights: bool = True) -> Ope
     names = [config.model.name]
     for rows in brief.sets.values():
         names += rows.sources
+    if config.data.refusals:
+        names.append(config.data.refusals)
     places = demo.places(names, config.seed, on_event)
     faults: list[UserError] = []
     records: dict[str, Records] = {}
@@ -111,7 +113,8 @@ def open_inputs(brief: Brief, on_event: OnEvent, *, weights: bool = True) -> Ope
     with phase("Reading the data", on_event):
         if brief.trained or any(JUDGES[judge].needs_refusals for judge in brief.judges):
             with collect(faults):
-                refusals = load_refusals(config.data.refusals)
+                file = config.data.refusals
+                refusals = load_refusals(places.get(file, file) if file else None)
         for name, rows in brief.sets.items():
             with collect(faults), telling_how_to_get(rows.sources, config.obtain):
                 here = [places.get(source, source) for source in rows.sources]
