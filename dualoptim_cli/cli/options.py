@@ -61,6 +61,10 @@ QuestionColumn = Annotated[str | None, option("--question-column", WHAT, "Where 
 AnswerColumn = Annotated[str | None, option("--answer-column", WHAT, "Where answers are.")]
 TextColumn = Annotated[str | None, option("--text-column", WHAT, "Where plain text is.")]
 Template = Annotated[str | None, option("--template", WHAT, "auto, chat, plain, or text with {question} and {answer}.")]
+Track = Annotated[
+    str | None,
+    option("--track", RESULT, "Send each step's numbers to tensorboard, mlflow, wandb or trackio (local)."),
+]
 Reference = Annotated[
     str | None, option("--reference", RESULT, "A model retrained without the forget rows, to compare with.")
 ]

@@ -35,6 +35,7 @@ from dualoptim_cli.cli.options import (
     Size,
     Style,
     Threads,
+    Track,
     Unseen,
     option,
     overrides,
@@ -108,6 +109,7 @@ def sweep(
     form: Form = "text",
     style: Style = None,
     size: Size = None,
+    track: Track = None,
     dry_run: Annotated[
         bool, option("--dry-run", RESULT, "Say how many runs, steps, how much memory and time; run none.")
     ] = False,
@@ -126,6 +128,10 @@ def sweep(
     draws = find_spec("matplotlib") is not None
     if draws or style or size:
         plot.check_look(look)
+    if track:
+        from dualoptim_cli.report.track import check
+
+        check(track)
     if out is None:
         raise UserError("A sweep needs a folder.", "Name it: --out sweeps/x")
     given = overrides(locals(), KEYS)
@@ -149,7 +155,7 @@ def sweep(
     if dry_run:
         _rehearse(runs, trials, len(gpus.split(",")) if gpus else jobs)
         return
-    with _at_work(out, jobs=jobs, gpus=gpus, quiet=quiet) as work:
+    with _at_work(out, jobs=jobs, gpus=gpus, track=track, quiet=quiet) as work:
         if trials and axes:
             tried = work(trials)
             if tried.stopped:
@@ -264,7 +270,9 @@ def _rehearse(runs: Sequence[Run], trials: Sequence[Run], side_by_side: int) -> 
 
 
 @contextmanager
-def _at_work(out: Path, *, jobs: int, gpus: str | None, quiet: bool) -> Iterator[Callable[[Sequence[Run]], Result]]:
+def _at_work(
+    out: Path, *, jobs: int, gpus: str | None, track: str | None, quiet: bool
+) -> Iterator[Callable[[Sequence[Run]], Result]]:
     """Hold the sweep's folder and hear signals; yield what does runs there."""
     import torch
 
@@ -289,7 +297,7 @@ def _at_work(out: Path, *, jobs: int, gpus: str | None, quiet: bool) -> Iterator
         raise UserError(f"{out} is a file, not a folder.", "Choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
     with lock.hold(out / lock.NAME), _signals(pool, say):
-        yield lambda runs: run_all(runs, out, pool, say)
+        yield lambda runs: run_all(runs, out, pool, say, track=track)
 
 
 def child(arguments: Sequence[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +40,7 @@ from dualoptim_cli.cli.options import (
     Template,
     TextColumn,
     Threads,
+    Track,
     TrustRemoteCode,
     Unseen,
     option,
@@ -164,6 +165,10 @@ def unlearn(
     out: Annotated[Path | None, option("--out", RESULT, "Folder of the result; runs/… by default.")] = None,
     force: Annotated[bool, option("--force", RESULT, "Replace the run that is in --out.")] = False,
     resume: Annotated[bool, option("--resume", RESULT, "Go on with the run in --out.")] = False,
+    track: Track = None,
+    track_in: Annotated[
+        Path | None, option("--track-in", RESULT, "Folder of the tracker; tracking/ beside --out by default.")
+    ] = None,
     shared: Annotated[
         Path | None,
         option("--shared", RESULT, "Take from this folder what other runs of the same model and rows computed alike."),
@@ -205,7 +210,8 @@ def unlearn(
     target = out or _default_out(resolved)
     with (
         _panel(resolved.config.model.name, quiet=quiet) as panel,
-        interruptible(target, panel, resume=resume) as interrupts,
+        _tracked(track, target, track_in, panel) as tracked,
+        interruptible(target, tracked, resume=resume) as interrupts,
     ):
         from dualoptim_cli.job import unlearn as run
 
@@ -297,6 +303,18 @@ def _yaml_scalar(value: Any) -> str:
 def _default_out(resolved: Resolved) -> Path:
     name = resolved.config.model.name.rstrip("/").replace("\\", "/").rpartition("/")[2].replace(":", "-")
     return Path("runs") / f"{name or 'model'}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _tracked(
+    tracker: str | None, target: Path, folder: Path | None, on_event: OnEvent
+) -> AbstractContextManager[OnEvent]:
+    """The events as they are, or through a tracker as well, whose package is loaded only then."""
+    if tracker is None:
+        return nullcontext(on_event)
+    from dualoptim_cli.report.track import check, track
+
+    check(tracker)
+    return track(tracker, target.resolve().name, folder or target.resolve().parent / "tracking", on_event)
 
 
 @contextmanager

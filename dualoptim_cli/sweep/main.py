@@ -99,8 +99,10 @@ def look(runs: Sequence[Run], folder: Path) -> list[Finished]:
     return there
 
 
-def run_all(runs: Sequence[Run], folder: Path, pool: Pool, say: Callable[[str], None]) -> Result:
-    """Do what is not finished of these runs, and return what there is of them all."""
+def run_all(
+    runs: Sequence[Run], folder: Path, pool: Pool, say: Callable[[str], None], *, track: str | None = None
+) -> Result:
+    """Do what is not finished of these runs, tracked where a tracker is named; return what there is of them all."""
     done = look(runs, folder)
     if done:
         say(f"{len(done)} of {len(runs)} runs are finished already.")
@@ -109,7 +111,10 @@ def run_all(runs: Sequence[Run], folder: Path, pool: Pool, say: Callable[[str], 
     jobs = []
     for run in left.values():
         place = Place.of(folder, run.name)
-        jobs.append(Job(run.name, prepare(run, place), place.log))
+        arguments = prepare(run, place)
+        if track:
+            arguments += ["--track", track, "--track-in", str(folder / "tracking")]
+        jobs.append(Job(run.name, arguments, place.log))
     failed = []
     for number, ended in enumerate(pool.run(jobs), start=len(done) + 1):
         run = left[ended.name]
