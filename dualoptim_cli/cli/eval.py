@@ -109,6 +109,9 @@ def evaluate(
     out: Annotated[Path | None, option("--out", RESULT, "Write the results to this file, as JSON.")] = None,
     force: Annotated[bool, option("--force", RESULT, "Replace earlier results in --out.")] = False,
     rows: Annotated[str | None, option("--rows", HOW, "Rows of a set that are measured: 200, or all.")] = None,
+    profile: Annotated[
+        str | None, option("--profile", HOW, "Take another program's conventions: open-unlearning.")
+    ] = None,
     max_length: Annotated[str | None, option("--max-length", HOW, "Tokens of a row; 512 by default.")] = None,
     max_new_tokens: Annotated[str | None, option("--max-new-tokens", HOW, "Most tokens of a continuation.")] = None,
     batch_size: Annotated[str | None, option("--batch-size", HOW, "Rows measured at once.")] = None,
@@ -136,6 +139,10 @@ def evaluate(
     """
     given = dict(locals())
     quiet_libraries()
+    if profile is not None:
+        from dualoptim_cli.evaluate.profile import find_profile
+
+        given["max_new_tokens"] = max_new_tokens or str(find_profile(profile).max_new_tokens)
     config = _config(given)
     suites = [_suite(text) for text in suite or []]
     if out is not None:
@@ -149,6 +156,7 @@ def evaluate(
             against=against,
             lm_eval=_names(lm_eval),
             own_gates=not gate,
+            profile=profile,
             out=out,
             on_event=on_event,
         )

@@ -43,6 +43,7 @@ def measure(
     named: Mapping[str, Collection[int]] | None = None,
     is_before: bool = False,
     mixed_precision: str = "no",
+    full_length: bool = False,
     phase: str = "measuring",
     on_event: OnEvent | None = None,
 ) -> Results:
@@ -54,6 +55,7 @@ def measure(
     declines. `again` holds questions that ask for rows in other words (they make sets "NAME.reworded") and keywords.
     `general` is plain text whose perplexity tells of general ability. `named` are the rows of each set whose answers
     named a keyword before unlearning: the model that `is_before` finds them, and Results of it have them.
+    With `full_length`, continuations take up to `max_new_tokens`, else as many as the longest answer of a set at most.
     `mixed_precision` is what float32 weights compute in, as in training. The model is put in evaluation mode and back,
     and no random state of torch is used.
     """
@@ -78,6 +80,7 @@ def measure(
                 advance=advance,
                 refusals=refusals,
                 keywords=again.keywords.get(origin),
+                full_length=full_length,
                 mixed_precision=mixed_precision,
             )
             observed[name] = observer.rows(sample)

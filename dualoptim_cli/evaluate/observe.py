@@ -92,7 +92,8 @@ class Observer:
 
     `advance` is called with the number of continuations or likelihoods that were just finished. `refusals` are the
     run's own: an answer that begins with one of them declines. `keywords` are those of the rows, where mentions are
-    to be counted. `mixed_precision`, bf16 or fp16, is what float32 weights compute in. Each of the `processes` puts
+    to be counted. `mixed_precision`, bf16 or fp16, is what float32 weights compute in. With
+    `full_length`, continuations may take `max_new_tokens` however short the answers are. Each of the `processes` puts
     its share of the rows through the model, and all of them have every result.
     """
 
@@ -107,6 +108,7 @@ class Observer:
         refusals: Sequence[str] = (),
         keywords: Keywords | None = None,
         mixed_precision: str = "no",
+        full_length: bool = False,
         processes: Processes = PROCESSES,
     ) -> None:
         self.model = model
@@ -114,6 +116,7 @@ class Observer:
         self.tokenizer = tokenizer
         self.stop = stop_tokens(model, tokenizer)
         self.max_new_tokens = max_new_tokens
+        self.full_length = full_length
         self.batch_size = batch_size
         self.advance = advance
         self.processes = processes
@@ -207,7 +210,7 @@ class Observer:
             continuations = generate(
                 self.model,
                 [prompts[row] for row in own],
-                limit=min(longest, self.max_new_tokens),
+                limit=self.max_new_tokens if self.full_length else min(longest, self.max_new_tokens),
                 stop=self.stop,
                 batch_size=self.batch_size,
                 temperature=temperature,

@@ -97,6 +97,7 @@ class Results:
         pairs = {key: (mine.get(key), theirs.get(key)) for key in ("rows", "seed", "max_new_tokens", "min_k")}
         precision = "mixed_precision"  # which is written down only where there is one
         pairs[precision] = (mine.get(precision, "no"), theirs.get(precision, "no"))
+        pairs["profile"] = (mine.get("profile", "dualopt"), theirs.get("profile", "dualopt"))
         shared = self.sets.keys() & other.sets.keys()
         my_counts, their_counts = (each.get("measured", {}) for each in (mine, theirs))
         for name in sorted(shared):

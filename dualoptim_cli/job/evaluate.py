@@ -68,14 +68,16 @@ def evaluate(
     against: str | None = None,
     lm_eval: Sequence[str] = (),
     own_gates: bool = True,
+    profile: str | None = None,
     out: Path | None = None,
     on_event: OnEvent = lambda _: None,
 ) -> Evaluation:
     """Measure the config's model on its sets and on benchmarks; attack and judge it where gates and attacks are named.
 
     `suites` are benchmarks and where they are; `against` is a model, a run, or a file of results; `lm_eval` names
-    tasks of lm-evaluation-harness. `own_gates`: the config's gates are those of the run that the model is. `out` is
-    the file that the caller will write, which must be none that is read here.
+    tasks of lm-evaluation-harness. `own_gates`: the config's gates are those of the run that the model is. `profile`
+    names another program whose conventions are taken. `out` is the file that the caller will write, which must be none
+    that is read here.
     Models are loaded one after the other, never two at a time: the reference, the one to compare with, the model.
     Raises UserError for every fault of settings, data, folders and gates before the first of them is loaded.
     """
@@ -96,7 +98,7 @@ def evaluate(
         with phase("lm-evaluation-harness", on_event):
             return run_harness(loaded.model, loaded.tokenizer, lm_eval, **how)
 
-    ruler = Ruler.of(opened, on_event)
+    ruler = Ruler.of(opened, on_event, profile=profile)
     before = (
         ruler.measure_other(other, "the other model", harness, is_before=True) if isinstance(other, Located) else other
     )

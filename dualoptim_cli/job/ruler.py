@@ -15,6 +15,7 @@ from dualoptim_cli.evaluate.gates import Gate, Judgment, default_gates, judge, k
 from dualoptim_cli.evaluate.judges import JUDGES, Judge
 from dualoptim_cli.evaluate.observe import Observer
 from dualoptim_cli.evaluate.perplexity import perplexity, text_losses
+from dualoptim_cli.evaluate.profile import in_form_of
 from dualoptim_cli.evaluate.results import Results, Sets
 from dualoptim_cli.evaluate.scores import set_seed
 from dualoptim_cli.events import Note, OnEvent
@@ -36,6 +37,7 @@ the rows has .002 and .12, one that knows them .995 and .98."""
 class Ruler:
     """Measures, attacks and judges the models of a job.
 
+    `profile` names another program whose conventions are taken.
     `judges` rate continuations; `reference` is what a model retrained without the forget rows scores.
     """
 
@@ -43,9 +45,12 @@ class Ruler:
     on_event: OnEvent
     judges: Sequence[Judge] = field(default=())
     reference: Results | None = None
+    profile: str | None = None
 
     @classmethod
-    def of(cls, opened: Opened, on_event: OnEvent, shared: Shared | None = None) -> Ruler:
+    def of(
+        cls, opened: Opened, on_event: OnEvent, shared: Shared | None = None, *, profile: str | None = None
+    ) -> Ruler:
         """Load the judging models and measure the reference, which must be gone before the model is loaded.
 
         Where a run of the same sweep has measured it, its scores are in `shared`.
@@ -54,7 +59,7 @@ class Ruler:
         for kind, name in opened.brief.judges.items():
             with phase(f"Loading the {kind} model", on_event):
                 judges.append(JUDGES[kind].load(name, opened.refusals))
-        ruler = cls(opened, on_event, judges)
+        ruler = cls(opened, on_event, judges, profile=profile)
         if opened.reference is None:
             return ruler
         shared, located = shared or Shared(None, on_event), opened.reference
@@ -79,7 +84,7 @@ class Ruler:
         What it still mentions is counted of the rows that `before` answered, or of its own if it `is_before`.
         """
         config = self.opened.brief.config
-        return measure(
+        results = measure(
             loaded.model,
             examples,
             rows=config.eval.rows,
@@ -97,8 +102,12 @@ class Ruler:
             named=before.named if before else None,
             is_before=is_before,
             on_event=self.on_event,
+            full_length=self.profile is not None,
             phase=name,
         )
+        if self.profile is None:
+            return results
+        return in_form_of(self.profile, results, forget=self.opened.brief.forget)
 
     def _general(self, loaded: Loaded) -> Examples | None:
         """The plain text as windows of this model's tokens."""

@@ -267,3 +267,14 @@ def test_no_row_is_in_what_eval_writes(dualopt: Any, town: Path) -> None:
     answer = json.loads((town / "forget.jsonl").read_text().splitlines()[0])["answer"]
     for text in (done.out, done.err, Path("found.json").read_text()):
         assert not re.search(re.escape(answer.split()[-2]), text)
+
+
+def test_a_profile_turns_the_truth_ratio_and_is_written_down(dualopt: Any, town: Path, perturbed: Path) -> None:
+    line: list[object] = ["eval", "--model", town / "model", "--forget", perturbed / "forget01_perturbed.jsonl"]
+    line += ["--device", "cpu", "--rows", 3, "--max-new-tokens", 40, "--json", "--quiet"]
+    ours = json.loads(dualopt(*line).out)["results"]
+    theirs = json.loads(dualopt(*line, "--profile", "open-unlearning").out)["results"]
+    pair = value(ours, "forget.truth_ratio"), value(theirs, "forget.truth_ratio")
+    assert sum(pair) == pytest.approx(1)
+    assert theirs["settings"]["profile"] == "open-unlearning"
+    assert value(theirs, "forget.prob") == value(ours, "forget.prob")
