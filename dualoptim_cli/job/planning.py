@@ -26,6 +26,7 @@ from dualoptim_cli.plan.cautions import (
 )
 from dualoptim_cli.plan.choices import auto_lr
 from dualoptim_cli.plan.disk import checkpoints_at_once
+from dualoptim_cli.plan.duration import Work, estimate, measure_rate
 from dualoptim_cli.plan.needs import Needs, find_needs
 from dualoptim_cli.plan.turns import make_schedule
 
@@ -115,7 +116,43 @@ def plan(opened: Opened, *, out: Path | None, on_event: OnEvent) -> Planned:
     attacks, why_none = plan_attacks(brief, numbers, sum(len(opened.records[name]) for name in brief.forget))
     if why_none:
         on_event(Note(why_none))
+    work = _work(opened, schedule, sizes, numbers.steps, attacks)
+    bf16 = needs.dtype == "bfloat16" or config.model.mixed_precision == "bf16"
+    rate = measure_rate(located.width, needs.room.device, bf16=bf16)
+    on_event(Note(str(estimate(work, needs.parameters, rate))))
     return Planned(opened, with_needs(numbers, needs), needs, tokenizer, examples, schedule, sizes, attacks)
+
+
+def _work(opened: Opened, schedule: Schedule, sizes: Mapping[str, Sizes], steps: int, attacks: Sequence[str]) -> Work:
+    """The tokens that a run puts through its model; rows that are only measured count as long as those trained on."""
+    trained, lengths = 0, []
+    for name, of_objective in sizes.items():
+        tokens = [sum(length for length, _ in answers) for answers in of_objective.values()]
+        lengths += [answers[0][0] for answers in of_objective.values()]
+        trained += schedule.turns_before(name, steps) * schedule.rows_a_turn(name) * sum(tokens) // len(tokens)
+    length = sum(lengths) // len(lengths)
+    config = opened.brief.config
+    limit = config.eval.rows
+
+    def measured(count: int) -> int:
+        return count if limit == "all" else min(count, limit)
+
+    own = forget = alternatives = again = 0
+    for name, records in opened.records.items():
+        rows = measured(len(records))
+        own += rows
+        alternatives += rows * (len(records[0].paraphrased) + len(records[0].perturbed))
+        if name in opened.brief.forget:
+            forget += rows
+    again = sum(len(records) for records in opened.again.records.values())
+    models = 3 if opened.reference else 2  # before and after, and the one that is compared with
+    general = len(opened.general) * config.data.max_length if opened.general else 0
+    return Work(
+        trained=trained,
+        measured=models * (general + length * (own + alternatives + again)),
+        decoded=models * length * (2 * own + again),  # an answer, and its second half
+        attacked=length * attack_passes(attacks, forget),
+    )
 
 
 def _cautions(opened: Opened, numbers: Plan, sizes: Mapping[str, Sizes]) -> list[str]:

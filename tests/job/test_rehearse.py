@@ -55,6 +55,14 @@ def test_a_dry_run_needs_no_weights_and_says_that_a_run_does(town: Path, tmp_pat
     assert found.refusal.code == ExitCode.USAGE  # as the run itself would end
 
 
+def test_a_dry_run_says_how_long_the_run_will_take(town: Path) -> None:
+    notes = rehearse(config(town)).notes
+    (line,) = [note for note in notes if note.startswith("The run will take about ")]
+    assert "an estimate" in line
+    assert "training" in line
+    assert "measuring" in line
+
+
 def test_steps_and_tokens_are_those_that_the_run_will_take(town: Path) -> None:
     from transformers import AutoTokenizer
 
