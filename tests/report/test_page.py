@@ -94,6 +94,7 @@ def record(**changes: Any) -> RunRecord:
         "seconds": 61.5,
         "steps": 60,
         "sessions": (Session(began="2026-01-01T00:00:00Z", after_step=40, how="finished", exit_code=0),),
+        "computed_by": {"before": "d" * 32},
         "earlier": (Earlier(run="b" * 32, request_id="DSR-6", passed=False, model_digest=DIGEST, unchanged=True),),
         "model": Model(name="tofu", before=state, after=state),
         "data": {
@@ -232,6 +233,7 @@ def hostile(words: str) -> tuple[RunRecord, list[Step]]:
         origins={words: words},
         chosen={words: words},
         seeds={words: 1},
+        computed_by={words: words},
         versions={words: words},
         hardware={words: words},
         reproducible=Reproducible(bit_for_bit=True, conditions=words, varies=(words,)),
@@ -250,6 +252,7 @@ def test_nothing_of_a_record_is_hidden() -> None:
         "model": Model(name="x", before=ModelState(digest=DIGEST, files={})), "data": {}, "metrics": {}, "gates": (),
         "config": {}, "origins": {}, "chosen": {}, "seeds": {}, "versions": {}, "hardware": {},
         "reproducible": Reproducible(bit_for_bit=False), "not_claimed": (), "files": {}, "amendments": (),
+        "computed_by": {},
     }  # fmt: skip
     assert empty.keys() == RunRecord.model_fields.keys() - {"schema_version"}
     for name, value in empty.items():

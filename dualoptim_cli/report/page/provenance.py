@@ -19,7 +19,8 @@ from dualoptim_cli.report.page.markup import (
 # The parts of a record that have their place on the page. What comes to be recorded besides is shown by its name.
 SHOWN = frozenset(
     "schema about run request_id status verdict began ended seconds steps metrics gates not_claimed model data "
-    "sessions earlier config origins chosen reproducible files amendments versions hardware seeds".split()
+    "sessions earlier config origins chosen reproducible files amendments versions hardware seeds "
+    "computed_by".split()
 )
 
 CHECK = "sha256sum -c record.json.sha256 · dualopt verify RUN"
@@ -51,6 +52,8 @@ def of(record: RunRecord) -> str:
     machine = "".join(f"<div>{part(key.capitalize(), facts(plain[key]))}</div>" for key in ("versions", "hardware"))
     seeds = f"<div>{part('Seeds', facts(record.seeds))}</div>"
     used = f'<div class="columns">{machine}{seeds}</div>'
+    if record.computed_by:
+        used += part("Computed by other runs of the sweep", facts(record.computed_by))
     if others:
         used += part("Others", facts(others))
     return (
