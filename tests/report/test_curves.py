@@ -124,3 +124,16 @@ def test_names_lie_below_the_axes_and_never_over_what_is_drawn() -> None:
     assert legend.get_window_extent().y1 <= axes.get_tightbbox().y0
     assert legend.get_window_extent().x0 >= 0
     assert legend.get_window_extent().x1 <= sheet.bbox.x1
+
+
+def test_of_many_lines_only_the_ends_have_intervals_and_no_axis_leaves_the_shares() -> None:
+    pytest.importorskip("matplotlib")
+    from dualoptim_cli.report.figures import Band, BandPoint, Bands, plot
+
+    points = (BandPoint(0.9, 0.95, 0.7, 1.3, 0.6, 1.2), BandPoint(0.1, 0.9, 0.6, 1.2, -0.4, 0.6))
+    few, many = (Bands("t", "x", "y", {str(name): Band(points) for name in range(size)}) for size in (4, 5))
+    assert few.with_intervals(few.groups["0"]) == points
+    assert many.with_intervals(many.groups["0"]) == points[-1:]
+    (axes,) = plot.draw(few, plot.Look()).axes
+    assert -0.02 <= axes.get_xlim()[0] < axes.get_xlim()[1] <= 1.02
+    assert axes.get_ylim()[1] <= 1.02

@@ -62,6 +62,9 @@ class Scatter:
         return max(0.0, math.floor((lowest - 0.01) * 10) / 10)
 
 
+CROSSED = 4  # lines that can be read with an interval at each of their points
+
+
 @dataclass(frozen=True, slots=True)
 class BandPoint:
     """A mean at (x, y), and the ends of its intervals upward and, where x was measured as well, across."""
@@ -95,6 +98,10 @@ class Bands:
     up: str
     groups: Mapping[str, Band]
     front: tuple[Point, ...] = ()
+
+    def with_intervals(self, band: Band) -> tuple[BandPoint, ...]:
+        """The points of a band whose intervals are drawn one by one: of many lines only the ends, or none is read."""
+        return band.points if len(self.groups) <= CROSSED else band.points[-1:]
 
     @property
     def xs(self) -> Iterator[float]:

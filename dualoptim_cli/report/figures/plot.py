@@ -40,6 +40,7 @@ HOUSE_STYLE = {
     "svg.hashsalt": "dualopt",  # the same figure gives the same bytes
 }
 INTERVAL = 0.18  # opacity of a band
+FULL_WIDTH, LEAST_FONT = 6.4, 6.5  # inches at which the house's sizes are meant, and points that print can still read
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ def write(figure: Figure, path: Path, look: Look = Look()) -> None:
     # Without a date of its own, the same figure gives the same bytes.
     metadata = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
     partial = path.with_name(f".{path.name}.partial")
-    with matplotlib.rc_context(HOUSE_STYLE), matplotlib.style.context(look.style or []):
+    with matplotlib.rc_context(HOUSE_STYLE | _fonts(look.width)), matplotlib.style.context(look.style or []):
         sheet = draw(figure, look)
         try:
             sheet.savefig(partial, format=kind, metadata=metadata)
@@ -114,6 +115,12 @@ def write(figure: Figure, path: Path, look: Look = Look()) -> None:
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _fonts(width: float) -> dict[str, float]:
+    """Smaller letters in a narrow figure: the names below it would leave no room for the axes."""
+    points = max(LEAST_FONT, 9 * min(1.0, width / FULL_WIDTH))
+    return {"font.size": points, "axes.titlesize": points + 1, "lines.markersize": points * 5 / 9}
 
 
 def _matplotlib() -> Any:
@@ -169,7 +176,8 @@ def _legend(axes: Any, sheet: Any, width: float) -> None:
     if len(labels) < 2:
         return
     longest = max(map(len, labels))
-    columns = max(1, min(len(labels), int(width * 13 / (longest + 6))))  # about 13 characters of 9 points an inch
+    an_inch = 13 * 9 / _fonts(width)["font.size"]  # about 13 characters of 9 points
+    columns = max(1, min(len(labels), int(width * an_inch / (longest + 6))))
     sheet.legend(handles, labels, loc="outside lower center", ncols=columns)
 
 
@@ -265,10 +273,24 @@ def _bands(figure: Bands, axes: Any) -> None:
             lows, highs = [point.low for point in points], [point.high for point in points]
             axes.fill_between(xs, lows, highs, color=_color(place), alpha=INTERVAL, linewidth=0)
             continue
-        for point in points:
+        for point in figure.with_intervals(band):
             _cross(point, axes, _color(place))
+    _keep_to_shares(figure, axes)
     axes.set_xlabel(_plain(figure.across))
     axes.set_ylabel(_plain(figure.up))
+
+
+def _keep_to_shares(figure: Bands, axes: Any) -> None:
+    """Show no room that a share cannot be in, where all points are shares; an interval over seeds may reach into it."""
+    points: list[BandPoint] = []
+    for band in figure.groups.values():
+        points += band.points
+    if points and all(0 <= point.x <= 1 for point in points):
+        low, high = axes.get_xlim()
+        axes.set_xlim(max(low, -0.02), min(high, 1.02))
+    if points and all(0 <= point.y <= 1 for point in points):
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -0.02), min(high, 1.02))
 
 
 def _cross(point: BandPoint, axes: Any, color: str) -> None:

@@ -17,6 +17,7 @@ from dualoptim_cli.report.live.charts import short_layer
 
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 520, 62, 14, 12, 26
 PLOT_HEIGHT, LEGEND = 150, 18
+HALF_A_LINE = 28  # characters of a name that fit beside another one
 SERIES = ("--series-1", "--series-2", "--series-3", "--series-4", "--series-5")
 
 
@@ -206,7 +207,8 @@ def _bands(figure: Bands) -> str:
     x_low, x_high = _with_margin(min(xs, default=0.0), max(xs, default=1.0))
     y_low, y_high = _with_margin(min(ys, default=0.0), max(ys, default=1.0))
     names = list(figure.groups)
-    rows, tall, wide = -(-len(names) // 2), 260, WIDTH - LEFT - RIGHT - 20
+    columns = 2 if max(map(len, names), default=0) <= HALF_A_LINE else 1
+    rows, tall, wide = -(-len(names) // columns), 260, WIDTH - LEFT - RIGHT - 20
     top = TOP + 18 + LEGEND * rows
     bottom = top + tall
 
@@ -215,9 +217,9 @@ def _bands(figure: Bands) -> str:
 
     body = []
     for number, name in enumerate(names):
-        x, y = LEFT + number % 2 * wide / 2, float(TOP - 4 + number // 2 * LEGEND)
+        x, y = LEFT + number % columns * wide / 2, float(TOP - 4 + number // columns * LEGEND)
         body.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="14" height="4" style="fill:var({_series(number)})"/>')
-        body.append(_text(x + 20, y + 6, name[:30]))
+        body.append(_text(x + 20, y + 6, name[: 2 * HALF_A_LINE]))
     body.append(_text(LEFT, top - 10, figure.up, kind="quiet"))
     for value in ticks(y_low, y_high):
         height = place(x_low, value)[1]
@@ -231,11 +233,12 @@ def _bands(figure: Bands) -> str:
         body.append(f'<polyline points="{_points(figure.front, place)}" class="front"/>')
     for number, band in enumerate(figure.groups.values()):
         color = f"var({_series(number)})"
-        for point in band.points:
+        for point in figure.with_intervals(band):
             if point.low is not None and point.high is not None:
                 body.append(_line(*place(point.x, point.low), *place(point.x, point.high), "whisker"))
             if point.x_low is not None and point.x_high is not None:
                 body.append(_line(*place(point.x_low, point.y), *place(point.x_high, point.y), "whisker"))
+        for point in band.points:
             x, y = place(point.x, point.y)
             body.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5" style="fill:{color}"/>')
         line = _points([(point.x, point.y) for point in band.points], place)
