@@ -143,7 +143,8 @@ class Observer:
         with self._computing():  # around all of them: weights are narrowed once, and kept until it is left
             own = iter(self.likelihoods([Encoded(q.ids, ((q.start, len(q.ids)),)) for q in answered], _all_of_token))
             losses = iter(self.likelihoods(alternatives, nll_of_token))
-            continuations, rests = self._continue(starts, questions), self._continue(middles, questions)
+            continuations = self._continue(starts, questions)
+            rests = self._continue_halves(middles, questions, continuations)
         rows = []
         for number, question in enumerate(questions):
             count = 0 if brief else len(question.alternatives)
@@ -197,20 +198,22 @@ class Observer:
         starts: Sequence[int] | None = None,
         temperature: float = 0.0,
         generator: torch.Generator | None = None,
+        limit: int | None = None,
     ) -> list[list[int]]:
-        """Continue a prompt of each row, all as far as the longest of their answers may need.
+        """Continue a prompt of each row, all as far as the longest of their answers may need, or by `limit` tokens.
 
         `starts` are where in the rows' tokens the continuations begin, if not at the start of the answer.
         """
         if starts is None:
             starts = [q.start for q in questions]
-        longest = max((len(q.ids) - start for q, start in zip(questions, starts, strict=True)), default=0)
+        if limit is None:
+            limit = self._limit(questions, starts)
         own = self.processes.share(range(len(prompts)))
         with self._computing():
             continuations = generate(
                 self.model,
                 [prompts[row] for row in own],
-                limit=self.max_new_tokens if self.full_length else min(longest, self.max_new_tokens),
+                limit=limit,
                 stop=self.stop,
                 batch_size=self.batch_size,
                 temperature=temperature,
@@ -240,6 +243,39 @@ class Observer:
         decoded = iter(self.decode(prompts, asking, starts=begins))
         return [None if start is None else next(decoded) for start in starts]
 
+    def _continue_halves(
+        self,
+        middles: Sequence[int | None],
+        questions: Sequence[Question],
+        continuations: Sequence[Sequence[int] | None],
+    ) -> list[list[int] | None]:
+        """Continue each row from its middle; None stays None.
+
+        A continuation that began with the row's own first half went on from its middle, so that nothing is decoded
+        twice for a row that the model knows.
+        """
+        halved = [number for number, middle in enumerate(middles) if middle is not None]
+        limit = self._limit([questions[number] for number in halved], [questions[number].middle for number in halved])
+        answered = [questions[number] for number, each in enumerate(continuations) if each is not None]
+        whole = self._limit(answered, [question.start for question in answered])
+        rests: list[list[int] | None] = [None] * len(questions)
+        for number in halved:
+            rests[number] = _second_half(questions[number], continuations[number], whole=whole, limit=limit)
+        undecided = [number for number in halved if rests[number] is None]
+        if len(undecided) < len(halved):
+            self.advance(len(halved) - len(undecided))
+        asking = [questions[number] for number in undecided]
+        prompts = [question.ids[: question.middle] for question in asking]
+        decoded = self.decode(prompts, asking, limit=limit)
+        for number, rest in zip(undecided, decoded, strict=True):
+            rests[number] = rest
+        return rests
+
+    def _limit(self, questions: Sequence[Question], starts: Sequence[int]) -> int:
+        """How many tokens these rows are continued by at most, from `starts` on."""
+        longest = max((len(q.ids) - start for q, start in zip(questions, starts, strict=True)), default=0)
+        return self.max_new_tokens if self.full_length else min(longest, self.max_new_tokens)
+
     def tokens(self, text: str) -> list[int]:
         """Return the tokens of a text that follows another."""
         ids: list[int] = self.tokenizer(f" {text}", add_special_tokens=False)["input_ids"]
@@ -249,6 +285,18 @@ class Observer:
         """Return the text of tokens, special ones and the spaces around it left out."""
         text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text.strip()
+
+
+def _second_half(question: Question, continuation: Sequence[int] | None, *, whole: int, limit: int) -> list[int] | None:
+    """What the model says from a row's middle on, where its greedy `continuation` shows it; else None.
+
+    `whole` is how long a continuation could be: a shorter one has ended. `limit` is how much of the half is wanted.
+    """
+    half = question.middle - question.start
+    if continuation is None or tuple(continuation[:half]) != question.ids[question.start : question.middle]:
+        return None
+    rest = list(continuation[half:])
+    return rest[:limit] if len(continuation) < whole or len(rest) >= limit else None
 
 
 def stop_tokens(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,13 @@ import torch
 
 from dualoptim_cli.data import Encoded, Encoder, Examples, load_records, make_records
 from dualoptim_cli.distributed import PROCESSES, Processes
+from dualoptim_cli.evaluate import observe
 from dualoptim_cli.evaluate.evaluator import sample_rows
 from dualoptim_cli.evaluate.metrics import METRICS, SIGNALS
 from dualoptim_cli.evaluate.observe import Observer, questions
 from dualoptim_cli.evaluate.results import Results
 from dualoptim_cli.events import Event, PhaseAdvanced, PhaseEnded, PhaseStarted
+from dualoptim_cli.model.generate import generate
 from tests.evaluate.lab import SHARED, TOWN, knowing, lab_model, measure, tiny_model, tokenizer, town
 from tests.model.test_generate import twin as decode_twin
 
@@ -229,3 +232,32 @@ def test_processes_that_share_the_rows_of_a_set_have_every_result_between_them()
     means, continuations = asked(PROCESSES)
     assert (continuations[::2], continuations[1::2]) == (mine, [*others])
     assert (means[::2], means[1::2]) == (pytest.approx(first), pytest.approx(second))
+
+
+def test_what_a_row_goes_on_with_is_decoded_once_where_the_answer_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts: list[int] = []
+
+    def counted(model: Any, of_rows: Any, **settings: Any) -> list[list[int]]:
+        prompts.append(len(of_rows))
+        return generate(model, of_rows, **settings)
+
+    monkeypatch.setattr(observe, "generate", counted)
+    observer = Observer(tiny_model(), tokenizer(), max_new_tokens=64, batch_size=2, advance=lambda _: None)
+    plain = questions(town(), range(5))
+    says = observer.decode([q.ids[: q.start] for q in plain], plain)
+    rows = []
+    for number, (question, continuation) in enumerate(zip(plain, says, strict=True)):
+        if number < 3:  # rows that the model knows: their answers begin as its own
+            ids = (*question.ids[: question.start], *continuation[:4])
+            rows.append(replace(question, ids=ids, end=len(ids)))
+        else:
+            rows.append(question)
+    prompts.clear()
+    once = observer.rows(rows)
+    assert prompts[0] == 5
+    assert prompts[1] <= 2
+    monkeypatch.setattr(observe, "_second_half", lambda *_, **__: None)
+    prompts.clear()
+    twice = observer.rows(rows)
+    assert prompts == [5, 5]
+    assert [row.rest_continuation for row in once] == [row.rest_continuation for row in twice]
