@@ -68,7 +68,7 @@ class ModelConfig(Section):
     gradient_checkpointing: bool = False
     freeze_embeddings: bool = False  # neither the token embeddings nor the output head are trained
     load_in: Literal["4bit", "8bit"] | None = None  # quantized base weights: they need `lora`
-    frozen_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the copy that kl, undial and rmu compare with
+    frozen_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the copy that a loss compares with
     frozen_device: str = "auto"
     trust_remote_code: bool = False
 
@@ -239,7 +239,9 @@ class RunConfig(Section):
                     "Use letters, digits, - and _."
                 )
             if name == GENERAL:
-                raise ValueError(f'objectives: "{name}" is the name of the plain text that every run measures. ')
+                raise ValueError(
+                    f'objectives: "{name}" is the name of the plain text that every run measures. Choose another.'
+                )
         return self
 
     @model_validator(mode="after")
