@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, NoReturn
 
@@ -26,6 +27,8 @@ from dualoptim_cli.cli.console import emit, run_app
 from dualoptim_cli.cli.interrupts import end_by_keyboard_interrupt
 from dualoptim_cli.cli.options import Command, Group
 from dualoptim_cli.cli.streams import forbid_core_dumps, guard_streams
+from dualoptim_cli.errors import ExitCode
+from dualoptim_cli.leaving import exit_at_once
 
 app = typer.Typer(
     name="dualopt",
@@ -70,4 +73,10 @@ def main() -> NoReturn:
     guard_streams()
     forbid_core_dumps()
     end_by_keyboard_interrupt()
-    run_app(app, sys.argv[1:])
+    try:
+        run_app(app, sys.argv[1:])
+    except SystemExit as left:
+        exit_at_once(int(left.code or 0), "")  # all is said: a signal while Python cleans up changes nothing
+        raise
+    except KeyboardInterrupt:  # once more, while the first one was being answered
+        os._exit(ExitCode.INTERRUPTED)

@@ -2,7 +2,8 @@
 
 While the model is trained, the first signal means "stop after this step and save", and a second one "stop now". While
 the record of a finished run is written, which takes seconds, the first one changes nothing: the run is done, and ends
-with its own exit code. At any other time there is no step to wait for, so the first one stops at once (behind an
+with its own exit code. Before the command is imported and once all is said, a signal ends the process at once, by
+`dualoptim_cli.leaving`. At any other time there is no step to wait for, so the first one stops at once (behind an
 import, if there is one going on: libraries in C++ that are being loaded answer an exception by aborting). Everything
 that reaches the disk does so as a whole, so a stop at once leaves what was saved before as it was.
 """
@@ -10,7 +11,9 @@ that reaches the disk does so as a whole, so a stop at once leaves what was save
 from __future__ import annotations
 
 import os
+import shlex
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,8 +29,8 @@ from dualoptim_cli.events import (
     TrainingEnded,
     TrainingStarted,
 )
+from dualoptim_cli.leaving import SIGNALS
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 RECORDING = "Writing the record"  # the phase in which a run that is finished is written down
 
 
@@ -77,6 +80,11 @@ class Interrupts:
         if not (self._resume or _stamp(self._out) != self._found):
             what = f"Interrupted while {self._doing}: nothing has been written yet."
             return UserError(what, "To begin again, give the same command.", ExitCode.INTERRUPTED)
+        if RunFolder(self._out).finished:
+            name = shlex.quote(str(self._out))
+            fact = "Interrupted when all was done: the result and its record are whole."
+            hint = f"What may be left of its checkpoints is removed by: dualopt purge {name}"
+            return UserError(fact, hint, ExitCode.INTERRUPTED)
         kept = "No checkpoint was saved yet: training will begin at its first step."
         if self._saved:
             kept = f"The checkpoint of step {self._saved} is intact: training will go on behind it."
@@ -112,6 +120,12 @@ def end_by_keyboard_interrupt() -> None:
             os._exit(ExitCode.INTERRUPTED)
         raise KeyboardInterrupt
 
+    def say_nothing_of_a_stop(lost: sys.UnraisableHookArgs) -> None:
+        """What is raised within a finalizer ends there; the stop itself is remembered, and comes at the next event."""
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            sys.__unraisablehook__(lost)
+
+    sys.unraisablehook = say_nothing_of_a_stop
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, stop)

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dualoptim_cli.cli.interrupts import SIGNALS, Interrupts, interruptible
+from dualoptim_cli.cli.interrupts import Interrupts, interruptible
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.events import CheckpointSaved, Note, PhaseEnded, PhaseStarted, TrainingEnded, TrainingStarted
+from dualoptim_cli.leaving import SIGNALS
 
 BEGUN = TrainingStarted(steps=9, first_step=0, objectives=("forget",), turns={"forget": 1}, batch_size=2)
 
@@ -58,6 +63,22 @@ def test_the_record_of_a_finished_run_is_written_to_its_end_unless_a_second_sign
         interrupts(PhaseEnded("Writing the record", 0.1))
         assert interrupts.asked
     told([signal.SIGINT, signal.SIGINT], tmp_path, record)
+
+
+def test_when_all_was_done_no_advice_is_given_that_would_fail(tmp_path: Path) -> None:
+    def finish(event: Any) -> None:
+        if event == PhaseStarted("Writing the record"):
+            (tmp_path / "config.yaml").write_text("of: this run")
+            (tmp_path / "metrics.json").write_text('{"after": {}}')
+            (tmp_path / "record.json.sha256").write_text("its digest")
+
+    with pytest.raises(UserError) as caught, interruptible(tmp_path, finish, resume=False) as interrupts:  # noqa: PT012
+        interrupts(PhaseStarted("Writing the record"))
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert caught.value.code == ExitCode.INTERRUPTED
+    assert "the result and its record are whole" in caught.value.message
+    assert "resume" not in caught.value.hint
 
 
 def test_before_anything_is_written_that_is_said(tmp_path: Path) -> None:
@@ -128,3 +149,37 @@ def test_what_is_asked_in_a_handler_needs_no_frame(tmp_path: Path) -> None:
     interrupts = Interrupts(tmp_path, lambda _: None, resume=False)
     with pytest.raises(KeyboardInterrupt):
         interrupts.on_signal(signal.SIGTERM, None)
+
+
+MOMENTS = [pytest.param(3, id="some"), pytest.param(40, id="all", marks=pytest.mark.soak)]
+"""Into how many moments a command is cut, from its first import to its end, that are interrupted one by one."""
+COMMAND = [sys.executable, "-m", "dualoptim_cli", "unlearn", "--model", "nowhere/at-all", "--forget", "none.jsonl"]
+
+
+def is_listening(process: subprocess.Popen[str]) -> bool:
+    """Whether the process has a handler for SIGTERM: Python itself has none."""
+    status = Path(f"/proc/{process.pid}/status").read_text(encoding="ascii")
+    (caught,) = re.findall(r"SigCgt:\s*([0-9a-f]+)", status)
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks the kernel which signals are caught")
+@pytest.mark.parametrize("moments", MOMENTS)
+def test_three_signals_at_any_moment_end_a_command_in_words(moments: int, tmp_path: Path) -> None:
+    begun = time.monotonic()
+    whole = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True, check=False)
+    seconds = time.monotonic() - begun
+    assert whole.returncode == ExitCode.USAGE
+    for moment in range(moments):
+        with subprocess.Popen(COMMAND, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
+            while process.poll() is None and not is_listening(process):
+                time.sleep(0.001)
+            time.sleep(seconds * moment / moments)
+            for _ in range(3):
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.005)
+            said = process.communicate()[1]
+        assert process.returncode in (ExitCode.INTERRUPTED, ExitCode.USAGE), (moment, said)
+        assert "Traceback" not in said, (moment, said)
+        assert "Exception ignored" not in said, (moment, said)
+        assert list(tmp_path.iterdir()) == []
