@@ -16,7 +16,7 @@ from dualoptim_cli.text import size
 
 WINDOWS = os.name == "nt"
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-CLOSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR})
+CLOSED = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG})
 GONE = frozenset({errno.ENOENT, errno.ESTALE})
 
 

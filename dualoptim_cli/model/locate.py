@@ -21,6 +21,9 @@ TENSORS = ["*.safetensors", "*.safetensors.index.json"]
 CODE = ["*.py"]
 _CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _TOKENIZER = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+MOST_PARTS = 200_000
 _PICKLED = ("*.bin", "*.pth", "*.pt", "*.ckpt")
 
 
@@ -47,8 +50,8 @@ class Located:
             if isinstance(self.settings.get(key), int):
                 return int(self.settings[key])
         inner = self.settings.get("text_config")
-        if isinstance(inner, dict):
-            return int(inner.get("hidden_size", 0))
+        if isinstance(inner, dict) and isinstance(inner.get("hidden_size"), int):
+            return int(inner["hidden_size"])
         return 0
 
     @property
@@ -160,12 +163,38 @@ def check_folder(
         faults.append(UserError(f"{name} is not a causal language model: it is {is_a}.", "Unlearning needs one."))
     if not any((folder / file).is_file() for file in _TOKENIZER):
         faults.append(UserError(f"{name} has no tokenizer.", "Save it there: tokenizer.save_pretrained(folder)."))
+    faults += _too_many_parts(name, settings)
     if weights:
         faults += _faults_of_weights(folder, name, settings)
     if (folder / CONFIG).is_file():
         what = f"{name} holds a model and an adapter, which transformers would put on the model unasked"
         faults.append(UserError(f"{what}.", "Give each a folder of its own."))
     return settings, faults
+
+
+def _too_many_parts(name: str, settings: dict[str, Any]) -> list[UserError]:
+    """A fault where the settings ask for so many layers and experts that to lay them out alone would take hours.
+
+    They are laid out before the weights are looked at, without memory for their numbers, and yet each takes some. The
+    largest models that are published have about 50 000.
+    """
+    layers, experts = (_largest(settings, names) for names in (LAYERS, EXPERTS))
+    if layers * experts <= MOST_PARTS:
+        return []
+    fact = f"{name}: config.json asks for {layers} layers"
+    if experts > 1:
+        fact += f" of {experts} experts each"
+    return [UserError(f"{fact}; no model has so many.", "Fetch or save the model again.")]
+
+
+def _largest(settings: dict[str, Any], names: Sequence[str]) -> int:
+    """The largest number under these names, in a model's settings or in those of its language part; 1 without any."""
+    largest = 1
+    for part in (settings, settings.get("text_config")):
+        if isinstance(part, dict):
+            numbers = [part[name] for name in names if isinstance(part.get(name), int)]
+            largest = max([largest, *numbers])
+    return largest
 
 
 def _faults_of_weights(folder: Path, name: str, settings: dict[str, Any]) -> list[UserError]:

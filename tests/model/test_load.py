@@ -5,6 +5,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,30 @@ def test_a_folder_with_a_model_and_an_adapter_is_refused_for_what_would_be_made_
 def test_a_broken_config_is_a_fault_of_the_folder(broken: Path, text: str) -> None:
     (broken / "config.json").write_text(text)
     assert "config.json is not a JSON object" in fault(broken)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"num_hidden_layers": 10**7},
+        {"n_layer": 10**7},
+        {"text_config": {"num_hidden_layers": 10**7}},
+        {"num_local_experts": 10**6},
+    ],
+)
+def test_a_config_that_asks_for_millions_of_layers_is_refused_before_they_are_laid_out(
+    broken: Path, counts: dict[str, int]
+) -> None:
+    settings = json.loads((broken / "config.json").read_text())
+    (broken / "config.json").write_text(json.dumps({**settings, **counts}))
+    with pytest.raises(UserError, match="no model has so many"):
+        locate(str(broken))
+
+
+@pytest.mark.parametrize("size", [None, "wide", [], 1e400])
+def test_a_width_that_is_none_is_not_known(town: Path, size: object) -> None:
+    located = locate(str(town / "model"))
+    assert replace(located, settings={"text_config": {"hidden_size": size}}).width == 0
 
 
 def test_broken_weights_are_the_users_fault_and_not_a_crash(broken: Path) -> None:
