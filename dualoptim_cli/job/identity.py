@@ -12,6 +12,7 @@ from dualoptim_cli.config import RunConfig
 from dualoptim_cli.data import Examples
 from dualoptim_cli.evaluate.judges import JUDGES
 from dualoptim_cli.job.planning import Planned
+from dualoptim_cli.model.load import Loaded
 from dualoptim_cli.recipes import leaves, to_yaml
 from dualoptim_cli.record.folder import RunFolder
 
@@ -63,6 +64,11 @@ def identity_of(planned: Planned, dtype: str, key: bytes) -> dict[str, Any]:
         identity[f"data of {name}"] = tokens_digest(planned.examples[name], sizes, key)
     identity["refusals"] = texts_digest(planned.opened.refusals)
     return identity
+
+
+def dtype_of(loaded: Loaded) -> str:
+    """The number format of the weights, as settings name it."""
+    return str(loaded.dtype).removeprefix("torch.")
 
 
 def tokens_digest(examples: Examples, rows: Iterable[int], key: bytes) -> str:

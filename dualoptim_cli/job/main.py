@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dualoptim_cli.config import RunConfig
 from dualoptim_cli.data import Examples
-from dualoptim_cli.errors import ExitCode, UserError
+from dualoptim_cli.errors import UserError
 from dualoptim_cli.evaluate.gates import check_measurable
 from dualoptim_cli.evaluate.results import Results
 from dualoptim_cli.events import Event, Note, OnEvent
@@ -114,7 +114,7 @@ def unlearn(
                 shared=share,
                 origin=recording.record.model.before.digest,
                 key=recording.key,
-                resume=resume,
+                search=recording.search,
                 on_event=on_training,
                 should_stop=should_stop,
             ).run()
@@ -177,14 +177,10 @@ def _measure_before(
 ) -> Results:
     """The measurement of the model as it was; a run that goes on has it on disk, another one of a sweep in `shared`.
 
-    Raises UserError for gates that cannot hold, whatever training does, and (exit 5) for a measurement on disk that is
-    not the one in the sealed record.
+    Raises UserError for gates that cannot hold, whatever training does.
     """
     measured = folder.read_metrics()
     if "before" in measured:
-        if measured["before"] != recording.record.metrics.get("before"):
-            fact = f"{folder.metrics} is not what the run measured before it trained."
-            raise UserError(fact, "Put the file back as it was, or start anew with --force.", ExitCode.INTEGRITY)
         return Results.from_json(measured["before"])
 
     def compute() -> Results:
@@ -193,7 +189,12 @@ def _measure_before(
 
     digest = recording.record.model.before.digest
     before = shared.results("before", lambda: shared.measurement(ruler.opened, digest, ruler.reference), compute)
-    check_measurable(ruler.opened.brief.gates, before)
+    try:
+        check_measurable(ruler.opened.brief.gates, before)
+    except UserError:  # nothing was trained: the request can come back corrected
+        recording.withdraw()
+        folder.withdraw()
+        raise
     if before.score("utility").value is None:
         no_yardstick = "No set to keep is measured, so the gate on utility will fail. Pass --retain or --holdout."
         ruler.on_event(Note(no_yardstick, "warning"))

@@ -14,6 +14,7 @@ from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.evaluate.results import Results
 from dualoptim_cli.events import Event, StepDone, TrainingStarted
 from dualoptim_cli.files import write_atomic
+from dualoptim_cli.job.identity import dtype_of, identity_of
 from dualoptim_cli.job.opening import Opened
 from dualoptim_cli.job.outcome import Outcome
 from dualoptim_cli.job.planning import Planned
@@ -25,6 +26,7 @@ from dualoptim_cli.record.manifest import Data, DataState, File, How, Model, Rep
 from dualoptim_cli.record.purge import PAGE, is_derived
 from dualoptim_cli.record.surroundings import hardware, versions
 from dualoptim_cli.report.page.run import draw
+from dualoptim_cli.train import checkpoint
 from dualoptim_cli.train.checkpoint import check_identity
 
 ENDINGS: dict[ExitCode, How] = {ExitCode.INTERRUPTED: "interrupted", ExitCode.TRAINING: "stopped"}
@@ -36,12 +38,14 @@ def record_run(
 ) -> Iterator[Recording]:
     """Keep the record of a run from here to its end, whichever that is; call what it yields with each event.
 
-    Raises UserError (exit 5) where a resumed run's data or model is not what it began with, or its key is gone.
+    Raises UserError (exit 5) where a resumed run's data, model or settings are not what it began with, where what it
+    has written is not as it left it, or where its key is gone: all that is checked before anything is written.
     """
     run = folder.path
     path = hashing.key_file(run)
     changed: dict[str, tuple[Any, Any]] = {}
     origins = {key: origin for key, origin in origins.items() if origin != "default"}
+    search = checkpoint.Search(None)
     if resume and not ledger.is_begun(run):  # a run killed while its model was hashed has no record yet
         earlier = ledger.read(run)
         key = hashing.read_key(path)
@@ -49,6 +53,7 @@ def record_run(
         changed = _changes(earlier, planned.brief.config.model_dump(mode="json"))
         _check_promises(earlier, planned.brief.config.model_dump(mode="json"))
         _check_same(run, earlier, planned.opened, key)
+        search = _check_written(folder, earlier, identity_of(planned, dtype_of(loaded), key), key)
         record = _with_present_settings(earlier, planned.brief.config.model_dump(mode="json"), origins)
         data = {}  # which rows are asked again hangs on how many are measured, and that may be given anew
         for name, part in record.data.items():
@@ -57,7 +62,7 @@ def record_run(
     else:
         key = hashing.read_key(path)
         record = _first_record(planned, loaded, origins, key)
-    recording = Recording(run, planned.opened, record, key, changed)
+    recording = Recording(run, planned.opened, record, key, changed, search)
     try:
         yield recording
     except BaseException as fault:
@@ -70,11 +75,18 @@ def record_run(
 class Recording:
     """The record of a run while it runs; a new session of it is written down at once.
 
-    `origins` says of what another run of the same sweep computed which run that was.
+    `origins` says of what another run of the same sweep computed which run that was; `search` has the checkpoint that
+    the run goes on from, where there is one.
     """
 
     def __init__(
-        self, run: Path, opened: Opened, record: RunRecord, key: bytes, changed: dict[str, tuple[Any, Any]]
+        self,
+        run: Path,
+        opened: Opened,
+        record: RunRecord,
+        key: bytes,
+        changed: dict[str, tuple[Any, Any]],
+        search: checkpoint.Search,
     ) -> None:
         session = Session(began=ledger.now(), after_step=0, changed=changed)
         self.run = run
@@ -82,7 +94,9 @@ class Recording:
         self._opened = opened
         self.key = key
         self.origins: Mapping[str, str] = {}
+        self.search = search
         self._begun = time.perf_counter()
+        self._withdrawn = False
         ledger.begin(run, self.record, key)
 
     def __call__(self, event: Event) -> None:
@@ -99,8 +113,14 @@ class Recording:
         self.record = self.record.with_(metrics={"before": before.to_json()}, computed_by=dict(self.origins))
         ledger.begin(self.run, self.record, self.key)
 
+    def withdraw(self) -> None:
+        """Write nothing more: the run is taken back before it has trained anything."""
+        self._withdrawn = True
+
     def leave(self, code: ExitCode) -> None:
         """Note that the run ended before its end."""
+        if self._withdrawn:
+            return
         how = ENDINGS.get(code, "failed")
         self._update_session(ended=ledger.now(), how=how, exit_code=int(code))
         self.record = self.record.with_(status=how)
@@ -277,6 +297,20 @@ def _check_same(run: Path, record: RunRecord, opened: Opened, key: bytes) -> Non
             "Restore them, or start anew with --force.",
             ExitCode.INTEGRITY,
         )
+
+
+def _check_written(folder: RunFolder, record: RunRecord, identity: Mapping[str, Any], key: bytes) -> checkpoint.Search:
+    """Find the checkpoint to go on from, and refuse what a run has written where it was changed since (exit 5)."""
+    measured = folder.read_metrics()
+    if "before" in measured and measured["before"] != record.metrics.get("before"):
+        fact = f"{folder.metrics} is not what the run measured before it trained."
+        raise UserError(fact, "Put the file back as it was, or start anew with --force.", ExitCode.INTEGRITY)
+    search = checkpoint.newest(folder.checkpoints)
+    saved = search.checkpoint
+    if saved:
+        check_identity(saved.identity, identity)
+        folder.check_events(saved.step, key, str(saved.seals.get(folder.events.name)))
+    return search
 
 
 def _code(fault: BaseException) -> ExitCode:

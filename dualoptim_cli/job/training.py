@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from dualoptim_cli.distributed import PROCESSES
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.events import Event, Note, OnEvent
-from dualoptim_cli.job.identity import identity_of, name_rows
+from dualoptim_cli.job.identity import dtype_of, identity_of, name_rows
 from dualoptim_cli.job.planning import Planned
 from dualoptim_cli.job.probing import build_probe
 from dualoptim_cli.job.saving import Checkpoints
@@ -67,23 +67,19 @@ class Training:
         shared: Shared,
         origin: str,
         key: bytes,
-        resume: bool,
+        search: checkpoint.Search,
         on_event: OnEvent,
         should_stop: Callable[[], bool],
     ) -> Training:
-        """Bind the objectives, build the optimizer, and restore the newest checkpoint where the run resumes.
+        """Bind the objectives, build the optimizer, and restore the checkpoint that the run goes on from, if any.
 
         `origin` is the digest of the model that the run began with: references computed for it are of no other. Those
         that another run has computed are in `shared`.
         With `key`, that of the run, checkpoints and log are held together.
-        Raises UserError (exit 5) where what was saved is damaged or of another run.
         """
         config = planned.brief.config
-        identity = identity_of(planned, str(loaded.dtype).removeprefix("torch."), key)
-        search = checkpoint.newest(folder.checkpoints) if resume else checkpoint.Search(None)
+        identity = identity_of(planned, dtype_of(loaded), key)
         saved = search.checkpoint
-        if saved:
-            checkpoint.check_identity(saved.identity, identity)
         # References are computed before a checkpoint is restored: they are of the model as the run began with it.
         tasks = build_tasks(planned, loaded.model, folder.checkpoints, {**identity, "model": origin}, shared, on_event)
         optimizer = _build_optimizer(planned, loaded.model)

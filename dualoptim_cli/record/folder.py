@@ -18,7 +18,7 @@ from dualoptim_cli.errors import ExitCode, UserError, raise_all
 from dualoptim_cli.events import Event, Probed, StepDone
 from dualoptim_cli.files import discard, disk_errors_as_user_error, write_atomic
 from dualoptim_cli.record import ledger, lock
-from dualoptim_cli.record.hashing import key_file, make_key
+from dualoptim_cli.record.hashing import key_file, make_key, new_key
 from dualoptim_cli.record.ledger import BEGUN, DIGEST, OWN
 
 FILES = ("metrics.json", "events.jsonl", "state.json", "record.html")
@@ -37,6 +37,7 @@ class RunFolder:
         self.events = path / "events.jsonl"
         self.model = path / "model"
         self.checkpoints = path / "checkpoints"
+        self._key_was_there = False
 
     @property
     def resume_command(self) -> str:
@@ -84,6 +85,8 @@ class RunFolder:
         if used and not ours:
             hint = "Choose another --out; --force replaces only a folder that a run has made."
             raise UserError(f"{self.path} is not empty, and no run of dualopt made it.", hint)
+        with disk_errors_as_user_error("The key of the run", self.path.parent), suppress(FileNotFoundError):
+            key_file(self.path).lstat()  # beside a folder whose name is as long as can be, there is no room for it
         if not resume:
             ledger.own_key(self.path)
         links = [name for name in (self.config.name, *OWN, *FILES, *FOLDERS) if (self.path / name).is_symlink()]
@@ -100,14 +103,37 @@ class RunFolder:
         """
         with disk_errors_as_user_error("A new run", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            key = ledger.own_key(self.path) or make_key(key_file(self.path))
-            ledger.claim(self.path, key)
+            key = ledger.own_key(self.path)
+            self._key_was_there = key is not None
+            if key is None:  # the mark comes first: a kill in between leaves no key that no run knows as its own
+                key = new_key()
+                ledger.claim(self.path, key)
+                make_key(key_file(self.path), key)
+            else:
+                ledger.claim(self.path, key)
             self.config.unlink(missing_ok=True)
             for name in (*OWN, *FILES):
                 (self.path / name).unlink(missing_ok=True)
             for name in FOLDERS:
                 discard(self.path / name)
             write_atomic(self.config, config)
+
+    def withdraw(self) -> None:
+        """Remove what a run has begun to write, as if it had never begun.
+
+        The mark and the key, which belong together, go last; where the key is that of a run which this one replaced,
+        copies of whose record may be elsewhere, both stay.
+        """
+        key = ledger.own_key(self.path)
+        if key is not None:
+            ledger.claim(self.path, key)
+        for name in (self.config.name, *OWN, *FILES):
+            (self.path / name).unlink(missing_ok=True)
+        for name in FOLDERS:
+            discard(self.path / name)
+        if not self._key_was_there:
+            key_file(self.path).unlink(missing_ok=True)
+            (self.path / BEGUN).unlink(missing_ok=True)
 
     def keep_config(self, config: str) -> None:
         """Replace what was asked by what holds from now on."""
@@ -141,15 +167,22 @@ class RunFolder:
         `expected` is the log's code (see `EventLog.code`) at that step. Raises UserError (exit 5) when a step up to
         that one is missing, or when its code with the key is another one: the log was changed.
         """
+        lines, code = self.check_events(first_step, key, expected)
+        with disk_errors_as_user_error("The log", self.path):
+            write_atomic(self.events, "".join(lines))
+        with self.events.open("a", encoding="utf-8", buffering=1) as file:
+            yield EventLog(file, self.events, code)
+
+    def check_events(
+        self, first_step: int, key: bytes = b"", expected: str | None = None
+    ) -> tuple[list[str], hmac.HMAC]:
+        """The log up to a step, with its code; raises UserError (exit 5) as `event_log` does, and changes nothing."""
         lines = list(self._event_lines(first_step))
         code = hmac.new(key, "".join(lines).encode(), "sha256")
         if expected is not None and not hmac.compare_digest(code.hexdigest(), expected):
             fact = f"{self.events} is not what the run wrote up to step {first_step}."
             raise UserError(fact, "Put the file back as it was, or start anew with --force.", ExitCode.INTEGRITY)
-        with disk_errors_as_user_error("The log", self.path):
-            write_atomic(self.events, "".join(lines))
-        with self.events.open("a", encoding="utf-8", buffering=1) as file:
-            yield EventLog(file, self.events, code)
+        return lines, code
 
     def _event_lines(self, first_step: int) -> Iterator[str]:
         """The lines of the first steps, behind that of a probe before them where there is one.

@@ -74,12 +74,17 @@ def key_file(run: Path) -> Path:
     return run.resolve().with_name(f"{run.resolve().name}.key")
 
 
-def make_key(path: Path) -> bytes:
-    """Make a key that only its owner may read; raises FileExistsError where something lies at `path`."""
+def new_key() -> bytes:
+    """A key that nobody can guess."""
+    return secrets.token_bytes(32)
+
+
+def make_key(path: Path, key: bytes | None = None) -> bytes:
+    """Write a key, by default a new one, for its owner alone; raises FileExistsError where something lies at `path`."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(secrets.token_hex(32) + "\n")
+            file.write((key or new_key()).hex() + "\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError:

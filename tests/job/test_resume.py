@@ -14,7 +14,7 @@ from dualoptim_cli.config import RunConfig
 from dualoptim_cli.errors import ExitCode, UserError
 from dualoptim_cli.events import Note
 from dualoptim_cli.job.brief import Brief
-from dualoptim_cli.job.identity import identity_of
+from dualoptim_cli.job.identity import dtype_of, identity_of
 from dualoptim_cli.job.opening import open_inputs
 from dualoptim_cli.job.planning import plan
 from dualoptim_cli.job.shared import Shared
@@ -26,6 +26,7 @@ from dualoptim_cli.record.folder import RunFolder
 from dualoptim_cli.train import checkpoint
 
 STEPS, STOP = 9, 5
+KEY = b"k" * 32
 WAYS: dict[str, dict[str, Any]] = {
     "float32": {},
     "bfloat16 with stochastic rounding": {"model": {"dtype": "bfloat16"}},
@@ -120,14 +121,19 @@ def prepared(
     def stops_there() -> bool:
         return folder.events.read_text().count("\n") == stop
 
+    search = checkpoint.Search(None)
+    if resume:
+        search = checkpoint.newest(folder.checkpoints)
+    if search.checkpoint:
+        checkpoint.check_identity(search.checkpoint.identity, identity_of(planned, dtype_of(loaded), KEY))
     return Training.prepare(
         planned,
         loaded,
         folder,
         shared=Shared(None, on_event),
         origin="",
-        key=b"k" * 32,
-        resume=resume,
+        key=KEY,
+        search=search,
         on_event=on_event,
         should_stop=should_stop or stops_there,
     )

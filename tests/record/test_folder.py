@@ -96,6 +96,14 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_a_name_that_leaves_no_room_for_the_key_beside_it_is_refused(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / ("a" * 255))
+    with folder.lock(), pytest.raises(UserError, match="too long") as caught:
+        folder.check(force=False, resume=False)
+    assert caught.value.code == ExitCode.USAGE
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_place_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)

@@ -215,23 +215,80 @@ def stop_early(town: Path, out: Path, **more: Any) -> None:
         unlearn(config(town, **more), out, should_stop=lambda: next(stops, False))
 
 
-@pytest.mark.parametrize(
-    ("more", "named"),
-    [
-        ({"request_id": "DSR-9"}, "request_id: was DSR-7, now DSR-9"),
-        ({"eval": {"gates": ["utility >= 0.9*before"]}}, "eval.gates"),
-    ],
-)
-def test_gates_and_request_stay_what_they_were_as_the_run_began(
-    town: Path, tmp_path: Path, more: dict[str, Any], named: str
+@pytest.fixture(scope="module")
+def stopped(town: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped after its second step."""
+    run = tmp_path_factory.mktemp("stopped") / "run"
+    stop_early(town, run)
+    return run
+
+
+def copied(stopped: Path, folder: Path) -> Path:
+    shutil.copytree(stopped, folder / "run")
+    shutil.copy(stopped.with_name("run.key"), folder)
+    return folder / "run"
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    paths = sorted(folder.rglob("*"))
+    return {str(path): path.read_bytes() if path.is_file() else b"" for path in paths}
+
+
+def other_rows(town: Path, name: str, place: Path) -> str:
+    text = (town / f"{name}.jsonl").read_text()
+    (place / f"other {name}.jsonl").write_text(text.replace("?", " ?", 1))
+    return str(place / f"other {name}.jsonl")
+
+
+def another_model(town: Path, place: Path) -> dict[str, Any]:
+    shutil.copytree(town / "model", place / "other")
+    weights = bytearray((place / "other" / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (place / "other" / "model.safetensors").write_bytes(weights)
+    return {"model": {"name": str(place / "other"), "device": "cpu"}}
+
+
+def another_forget_set(town: Path, place: Path) -> dict[str, Any]:
+    retain = {"data": str(town / "retain.jsonl"), "loss": "gd", "steps": 2}
+    forget = {"data": other_rows(town, "forget", place), "loss": "simnpo"}
+    return {"objectives": {"forget": forget, "retain": retain}}
+
+
+def other_refusals(town: Path, place: Path) -> dict[str, Any]:
+    (place / "refusals.txt").write_text("I would rather not say.\n")
+    return {"data": {"holdout": str(town / "holdout.jsonl"), "refusals": str(place / "refusals.txt")}}
+
+
+CHANGES: dict[str, Any] = {
+    "the request": lambda *_: {"request_id": "DSR-9"},
+    "the gates": lambda *_: {"eval": {"gates": ["utility >= 0.9*before"], "attacks": "none"}},
+    "the rate": lambda *_: {"optimizer": {"lr": 2e-3}},
+    "the seed": lambda *_: {"seed": 3},
+    "the steps": lambda *_: {"schedule": {"steps": 7, "batch_size": 8}},
+    "the rows to forget": another_forget_set,
+    "the hold-out": lambda town, place: {"data": {"holdout": other_rows(town, "holdout", place)}},
+    "no hold-out": lambda *_: {"data": {}},
+    "the model": another_model,
+    "the refusals": other_refusals,
+    "no such file": lambda *_: {"data": {"holdout": "no-such.jsonl"}},
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_resumption_that_is_refused_changes_nothing_and_the_right_one_goes_on(
+    stopped: Path, town: Path, tmp_path: Path, what: str
 ) -> None:
-    stop_early(town, tmp_path / "run")
-    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=named) as caught:
-        unlearn(config(town, **more), tmp_path / "run", resume=True)
-    assert caught.value.code == ExitCode.INTEGRITY
-    after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert after == before
+    run = copied(stopped, tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    change = CHANGES[what](town, tmp_path / "elsewhere")
+    before = bytes_of(tmp_path)
+    with pytest.raises(UserError) as caught:
+        unlearn(config(town, **change), run, resume=True)
+    assert caught.value.code in (ExitCode.INTEGRITY, ExitCode.USAGE)
+    assert bytes_of(tmp_path) == before
+    if what in ("the rows to forget", "the refusals"):
+        unlearn(config(town), run, resume=True)
+        assert verified(run).status == "finished"
 
 
 def without_record(run: Path) -> None:
@@ -254,12 +311,28 @@ def events_edited(run: Path) -> None:
     (run / "events.jsonl").write_text((run / "events.jsonl").read_text().replace('"tokens": ', '"tokens": 1'))
 
 
-@pytest.mark.parametrize("edit", [without_record, without_seal, record_edited, scores_edited, events_edited])
+def checkpoint_edited(run: Path) -> None:
+    (weights,) = run.glob("checkpoints/step-*/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+
+
+@pytest.mark.parametrize(
+    "edit", [without_record, without_seal, record_edited, scores_edited, events_edited, checkpoint_edited]
+)
 def test_what_a_killed_run_has_written_cannot_be_edited_before_it_goes_on(
-    town: Path, tmp_path: Path, edit: Any
+    stopped: Path, town: Path, tmp_path: Path, edit: Any
 ) -> None:
-    stop_early(town, tmp_path / "run")
-    edit(tmp_path / "run")
+    run = copied(stopped, tmp_path)
+    edit(run)
+    before = bytes_of(tmp_path)
     with pytest.raises(UserError) as caught:
-        unlearn(config(town), tmp_path / "run", resume=True)
+        unlearn(config(town), run, resume=True)
     assert caught.value.code in (ExitCode.INTEGRITY, ExitCode.USAGE)
+    assert bytes_of(tmp_path) == before
+
+
+def test_a_model_swapped_under_a_run_without_a_record_is_refused(stopped: Path, town: Path, tmp_path: Path) -> None:
+    run = copied(stopped, tmp_path)
+    without_record(run)
+    with pytest.raises(UserError, match=r"holds no record|not empty"):
+        unlearn(config(town, **another_model(town, tmp_path)), run, resume=True)
