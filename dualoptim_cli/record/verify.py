@@ -47,13 +47,16 @@ class Verification:
 
     def to_json(self) -> dict[str, Any]:
         """The machine-readable result of `dualopt verify --json`."""
-        amendments = []
+        amendments, exit_code = [], None
+        if self.record and self.record.sessions:
+            exit_code = self.record.sessions[-1].exit_code
         if self.record:
             amendments = [each.model_dump(exclude={"files"}) for each in self.record.amendments]
         return {
             "run": str(self.run),
             "holds": self.holds,
             "request_id": self.record and self.record.request_id,
+            "run_exit_code": exit_code,
             "files": self.files,
             "bytes": self.bytes,
             "record_sha256": self.digest,
