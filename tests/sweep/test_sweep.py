@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -69,6 +70,16 @@ def test_one_failing_run_does_not_end_the_others(town: Path, tmp_path: Path) -> 
     assert done.returncode == 6, done.stderr
     assert "Failed: optimizer.lr=1e30_seed=0: training stopped itself." in done.stderr
     assert [line.split()[1] for line in done.stdout.splitlines()[2:5]] == ["1", "0", "1"]
+
+
+def test_a_dry_run_says_how_much_and_how_long_and_leaves_nothing(town: Path, tmp_path: Path) -> None:
+    done = sweep(town, tmp_path / "s", "--vary", "optimizer.lr=1e-3,1e-4", "--seeds", "0-2", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "6 in all" in done.stdout
+    assert "At most 36 steps" in done.stdout
+    assert re.search(r"needs [0-9.]+ [kMG]B of memory", done.stdout)
+    assert re.search(r"[0-9.]+ s a step, \d+ s a run .*, so about \S.* with 1 at once", done.stdout)
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_failed_gate_is_exit_3(town: Path, tmp_path: Path) -> None:
