@@ -23,6 +23,8 @@ from dualoptim_cli.sweep.grid import Run
 
 FREE = ("threads", "obtain")
 """Settings that a finished run may have otherwise: threads are divided among the runs of the moment."""
+SETTLED = ("model.mixed_precision",)
+"""Settings whose "auto" a run replaces in its config by what the machine chose."""
 SHARED = "shared"
 
 
@@ -107,7 +109,8 @@ def _check_settings(run: Run, folder: RunFolder) -> None:
     present = _settings(run.config.model_dump(mode="json"))
     differing = []
     for key in sorted(earlier.keys() | present.keys()):
-        if earlier.get(key) != present.get(key):
+        settled = key in SETTLED and present.get(key) == "auto"
+        if earlier.get(key) != present.get(key) and not settled:
             differing.append(f"{key} is {present.get(key)}, and was {earlier.get(key)}")
     if differing:
         fact = f"{folder.path} holds a run of other settings: {'; '.join(differing)}."
