@@ -132,7 +132,7 @@ def kill_and_call_again(town: Path, tmp_path: Path, grid: Sequence[str], seed: i
     begun = time.monotonic()
     expected = sweep(town, tmp_path / "whole", *grid)
     seconds = time.monotonic() - begun
-    assert expected.returncode == 0, expected.stderr
+    assert expected.returncode in (0, 3), expected.stderr
     kills = 0
     while kills < 3:
         process = subprocess.Popen(
@@ -150,7 +150,7 @@ def kill_and_call_again(town: Path, tmp_path: Path, grid: Sequence[str], seed: i
             kills += 1
     ended = sweep(town, out, *grid)
     assert kills
-    assert ended.returncode == 0, ended.stderr
+    assert ended.returncode == expected.returncode, ended.stderr
     assert ended.stdout == expected.stdout
     assert not list(out.rglob("checkpoints"))
 
