@@ -127,6 +127,8 @@ def _work(opened: Opened, schedule: Schedule, sizes: Mapping[str, Sizes], steps:
     """The tokens that a run puts through its model; rows that are only measured count as long as those trained on."""
     trained, lengths = 0, []
     for name, of_objective in sizes.items():
+        if not of_objective:  # a run this short has no turn of it
+            continue
         tokens = [sum(length for length, _ in answers) for answers in of_objective.values()]
         lengths += [answers[0][0] for answers in of_objective.values()]
         trained += schedule.turns_before(name, steps) * schedule.rows_a_turn(name) * sum(tokens) // len(tokens)
