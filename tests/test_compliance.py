@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,8 @@ def job(tmp_path: Path, town: Path) -> Any:
             capture_output=True,
             text=True,
             check=False,
+            # A shell cannot trap what it was started to ignore, as everything that is run in the background is.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         )
         return done.returncode, done.stdout.strip(), tmp_path
 
